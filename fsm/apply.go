@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"math"
 	"slices"
 )
 
@@ -67,6 +68,9 @@ func (t *Tables) applyPutCluster(index uint64, c *PutCluster) Result {
 		if len(topo.Clusters) >= MaxClusters {
 			return refusal(NewError(CodeInvalid, "name", "no more than %d clusters", MaxClusters))
 		}
+		if next.lastCluster == math.MaxUint32 {
+			return refusal(NewError(CodeInvalid, "name", "no cluster ids are left"))
+		}
 		next.lastCluster++
 		cluster.ID = next.lastCluster
 		cluster.NodesVersion = index
@@ -117,6 +121,9 @@ func (t *Tables) applyUpdateNodes(index uint64, c *UpdateNodes) Result {
 	for _, u := range c.Upsert {
 		i := slices.IndexFunc(cluster.Nodes, func(n Node) bool { return n.Name == u.Name })
 		if i < 0 {
+			if next.lastNode == math.MaxUint32 {
+				return refusal(NewError(CodeInvalid, "nodes", "no node ids are left"))
+			}
 			next.lastNode++
 			cluster.Nodes = append(cluster.Nodes, Node{ID: next.lastNode, Name: u.Name, Address: u.Address, State: u.State, Version: index})
 			changed = true
@@ -202,6 +209,9 @@ func (t *Tables) applyPutGateway(index uint64, c *PutGateway) Result {
 	g.Version = old.Version
 	if ok && old == g {
 		return Result{Version: old.Version}
+	}
+	if !ok && len(topo.Gateways) >= MaxGateways {
+		return refusal(NewError(CodeInvalid, "id", "no more than %d gateways", MaxGateways))
 	}
 	g.Version = index
 	next := topo.edit(index)

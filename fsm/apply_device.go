@@ -1,45 +1,37 @@
 package fsm
 
-import "strings"
-
 // refuseItem is a refusal about one element of a batch.
 func refuseItem(i int, code Code, field, message string) Result {
 	return Result{Code: code, Field: field, Item: i, Message: message}
 }
 
-// pendingRow is a row that a batch has computed but not yet written, so that a later element of the same batch sees it.
-type pendingRow struct {
-	row    row
-	exists bool
-}
-
 func (t *Tables) applyPutDevices(index uint64, c *PutDevices) Result {
 	topo := t.topo.Load()
-	pending := make(map[DeviceKey]pendingRow, len(c.Changes))
+	pending := make(map[DeviceKey]row, len(c.Changes)) // computed but not yet written: a later element of the batch sees it
 	for i := range c.Changes {
 		ch := &c.Changes[i]
-		p, ok := pending[ch.Key]
+		old, ok := pending[ch.Key]
 		if !ok {
-			p.row, p.exists = t.devices.rows.Get(ch.Key)
+			old, _ = t.devices.rows.Get(ch.Key)
 		}
 		if !ch.Key.Valid() {
 			return refuseItem(i, CodeInvalid, "key", "is not a device key")
 		}
-		if stale(ch.IfVersion, p.row.version) {
+		if stale(ch.IfVersion, old.version) {
 			return refuseItem(i, CodeConflict, "version", "is not the stored version")
 		}
-		r, refused := changeRow(topo, p.row, ch, i)
+		r, refused := changeRow(topo, old, ch, i)
 		if refused.Code != CodeOK {
 			return refused
 		}
 		r.version = index
-		pending[ch.Key] = pendingRow{row: r, exists: true}
+		pending[ch.Key] = r
 	}
 	for i := range c.Changes { // in the order of the batch: a map's own order is not the same everywhere
-		key := DeviceKey(strings.Clone(string(c.Changes[i].Key)))
-		t.devices.put(key, pending[key].row)
+		key := c.Changes[i].Key
+		t.devices.put(key, pending[key])
 	}
-	return Result{Version: index, Item: -1}
+	return Result{Version: index}
 }
 
 // changeRow returns the row after the operator's change, or the refusal.
@@ -104,12 +96,12 @@ func (t *Tables) applyRemoveDevices(c *RemoveDevices) Result {
 	for _, key := range c.Keys {
 		t.devices.remove(key)
 	}
-	return Result{Item: -1}
+	return Result{}
 }
 
 func (t *Tables) applyBind(index uint64, c *Bind) Result {
 	topo := t.topo.Load()
-	res := Result{Item: -1}
+	var res Result
 	for i := range c.Bindings {
 		b := &c.Bindings[i]
 		cluster := topo.ClusterByID(b.Cluster)
@@ -117,7 +109,8 @@ func (t *Tables) applyBind(index uint64, c *Bind) Result {
 			res.Bind.Stale++
 			continue
 		}
-		if _, member := cluster.Node(b.Node); !member {
+		node, member := cluster.Node(b.Node)
+		if !member {
 			res.Bind.Stale++
 			continue
 		}
@@ -126,8 +119,12 @@ func (t *Tables) applyBind(index uint64, c *Bind) Result {
 			res.Bind.Stale++
 			continue
 		}
-		if old, member := cluster.Node(r.binding); member && !(old.Draining && old.ID != b.Node) {
+		if old, member := cluster.Node(r.binding); member && (!old.Draining || node.Draining) {
 			res.Bind.Kept++
+			continue
+		}
+		if node.Draining { // began to drain after the device had connected
+			res.Bind.Stale++
 			continue
 		}
 		switch {
@@ -143,7 +140,7 @@ func (t *Tables) applyBind(index uint64, c *Bind) Result {
 			r.setOrigin(OriginPlaced)
 		}
 		r.binding, r.version = b.Node, index
-		t.devices.put(DeviceKey(strings.Clone(string(b.Key))), r)
+		t.devices.put(b.Key, r)
 	}
 	return res
 }

@@ -96,7 +96,8 @@ type RemoveDevices struct {
 	IfVersion *uint64     `cbor:"2,keyasint,omitempty"` // guards every key of the batch
 }
 
-// Binding says that a device was accepted by a node of a cluster.
+// Binding says that a device was accepted by a node of a cluster. Being an array it cannot grow: an older gateway would refuse
+// what a newer one applies. One more field means one more kind.
 type Binding struct {
 	_       struct{} `cbor:",toarray"`
 	Key     DeviceKey
@@ -104,8 +105,8 @@ type Binding struct {
 	Node    NodeID
 }
 
-// Bind records bindings, each put-if-absent: it never moves a device that has a cluster elsewhere, and it replaces a binding only when its
-// node is gone or draining. It can be applied any number of times.
+// Bind records bindings, each put-if-absent: it never moves a device that has a cluster elsewhere, never binds to a draining node, and
+// replaces a binding only when its node is gone or draining. It can be applied any number of times.
 type Bind struct {
 	Bindings []Binding `cbor:"1,keyasint"`
 }
@@ -241,7 +242,8 @@ func Encode(c Command) ([]byte, error) {
 	return append(entry, body...), nil
 }
 
-// Decode reads a log entry. An entry of a later version is CodeUnsupported, a damaged one CodeInvalid.
+// Decode reads a log entry. An entry of a later version is CodeUnsupported, a damaged one CodeInvalid. One beyond MaxCommandBytes
+// counts as later: no gateway of this version writes it. Decode does not validate: who takes an entry from another gateway must.
 func Decode(entry []byte) (Command, error) {
 	if len(entry) < envelopeBytes {
 		return nil, NewError(CodeInvalid, "", "entry of %d bytes is shorter than its envelope", len(entry))
@@ -249,13 +251,16 @@ func Decode(entry []byte) (Command, error) {
 	if entry[0] != envelopeVersion {
 		return nil, NewError(CodeUnsupported, "", "envelope version %d is not known to this gateway", entry[0])
 	}
+	if len(entry) > MaxCommandBytes {
+		return nil, NewError(CodeUnsupported, "", "entry of %d bytes exceeds %d", len(entry), MaxCommandBytes)
+	}
 	kind := Kind(binary.BigEndian.Uint16(entry[1:]))
 	c := newCommand(kind)
 	if c == nil {
 		return nil, NewError(CodeUnsupported, "", "command kind %d is not known to this gateway", kind)
 	}
-	if err := decMode.Unmarshal(entry[envelopeBytes:], c); err != nil {
-		return nil, NewError(CodeInvalid, "", "decode command kind %d: %v", kind, err)
+	if decMode.Unmarshal(entry[envelopeBytes:], c) != nil { // whose text may repeat values
+		return nil, NewError(CodeInvalid, "", "body of command kind %d is damaged", kind)
 	}
 	return c, nil
 }
@@ -267,7 +272,7 @@ type Outcome struct {
 	Bound    int      // record without a binding before
 	Replaced int      // earlier node gone or draining
 	Kept     int      // an earlier binding won
-	Stale    int      // cluster or node gone, device moved or blocked meanwhile
+	Stale    int      // cluster or node gone or draining, device moved or blocked meanwhile
 }
 
 // Result is what Apply answers to the proposer.
@@ -275,7 +280,7 @@ type Result struct {
 	Index   uint64  `cbor:"1,keyasint"` // Raft index of the command
 	Code    Code    `cbor:"2,keyasint,omitempty"`
 	Field   string  `cbor:"3,keyasint,omitempty"`
-	Item    int     `cbor:"4,keyasint"`
+	Item    int     `cbor:"4,keyasint"` // of the refused element of a batch, otherwise -1
 	Message string  `cbor:"5,keyasint,omitempty"`
 	Version uint64  `cbor:"6,keyasint,omitempty"` // of the row written, or left as it was
 	Bind    Outcome `cbor:"7,keyasint"`

@@ -7,18 +7,23 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"unicode/utf8"
 
 	"github.com/hashicorp/raft"
 	"github.com/klauspost/compress/zstd"
 )
 
-// A snapshot is eight bytes of magic with the format's number, then a zstd stream of: header (length, CBOR), topology (length,
-// CBOR), device records (key length as uvarint, fixed fields, key), a zero. Lengths are four bytes, big endian. The header carries
-// the checksum that the restored tables must come to.
+// A snapshot is eight bytes of magic with the format's number, then a zstd stream (RFC 8878, with its own checksum) of parts and
+// rows. A part is a length of four bytes, big endian, and as much CBOR: the header, the head of the topology, each cluster, each
+// gateway. A row is a device record: key length as uvarint, fixed fields, key. A zero ends the rows, and nothing follows. The
+// header carries the checksum that the restored tables must come to.
 var snapshotMagic = [8]byte{'T', 'R', 'N', 'S', 'N', 'A', 'P', 1}
 
-// maxSnapshotPart bounds the header and the topology of a snapshot that is being read.
-const maxSnapshotPart = 64 << 20
+// Bounds of a snapshot that is being read. The largest part is a cluster with 200 nodes, all of whose texts are at their own bounds.
+const (
+	maxSnapshotPart   = 1 << 20
+	maxSnapshotWindow = 16 << 20 // of zstd; this version writes 4 MiB
+)
 
 type snapshotHeader struct {
 	Index   uint64 `cbor:"1,keyasint"`
@@ -76,7 +81,7 @@ func (p *pinned) write(w io.Writer) error {
 	if err := writePart(b, h); err != nil {
 		return err
 	}
-	if err := writePart(b, p.topo.image()); err != nil {
+	if err := p.topo.parts(func(v any) error { return writePart(b, v) }); err != nil {
 		return err
 	}
 	buf := make([]byte, 0, binary.MaxVarintLen32+rowBytes+MaxKeyBytes)
@@ -103,7 +108,10 @@ func writePart(w *bufio.Writer, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := binary.Write(w, binary.BigEndian, uint32(len(body))); err != nil {
+	if len(body) > maxSnapshotPart {
+		return fmt.Errorf("part of %d bytes exceeds %d", len(body), maxSnapshotPart) // rather than what nobody could read
+	}
+	if _, err := w.Write(binary.BigEndian.AppendUint32(nil, uint32(len(body)))); err != nil {
 		return err
 	}
 	_, err = w.Write(body)
@@ -149,7 +157,7 @@ func readSnapshot(r io.Reader) (*pinned, error) {
 	if magic[7] != snapshotMagic[7] {
 		return nil, NewError(CodeUnsupported, "", "snapshot format %d is not known to this gateway", magic[7])
 	}
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20), zstd.WithDecoderLowmem(true))
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxSnapshotWindow), zstd.WithDecoderLowmem(true))
 	if err != nil {
 		return nil, fmt.Errorf("read snapshot: %w", err)
 	}
@@ -159,18 +167,20 @@ func readSnapshot(r io.Reader) (*pinned, error) {
 	if err := readPart(b, &h); err != nil {
 		return nil, fmt.Errorf("read snapshot header: %w", err)
 	}
-	var im topologyImage
-	if err := readPart(b, &im); err != nil {
+	topo, err := readTopology(func(v any) error { return readPart(b, v) })
+	if err != nil {
 		return nil, fmt.Errorf("read snapshot topology: %w", err)
 	}
-	for _, c := range im.Clusters {
-		if c == nil {
-			return nil, NewError(CodeInvalid, "", "snapshot holds an empty cluster")
-		}
+	if topo.Index > h.Index {
+		return nil, NewError(CodeInvalid, "", "snapshot holds a topology later than itself")
 	}
-	p := &pinned{index: h.Index, topo: im.topology(), devices: newDeviceTable()}
-	if err := readRows(b, p.devices); err != nil {
+	p := &pinned{index: h.Index, topo: topo, devices: newDeviceTable()}
+	if err := p.readRows(b); err != nil {
 		return nil, fmt.Errorf("read snapshot rows: %w", err)
+	}
+	// To the very end: only there the stream's own checksum is compared.
+	if _, err := b.ReadByte(); err != io.EOF {
+		return nil, errors.Join(NewError(CodeInvalid, "", "snapshot does not end where it should"), err)
 	}
 	if n := p.devices.rows.Len(); n != h.Devices {
 		return nil, NewError(CodeInvalid, "", "snapshot holds %d devices, its header says %d", n, h.Devices)
@@ -181,7 +191,7 @@ func readSnapshot(r io.Reader) (*pinned, error) {
 	return p, nil
 }
 
-func readRows(b *bufio.Reader, d *deviceTable) error {
+func (p *pinned) readRows(b *bufio.Reader) error {
 	var fixed [rowBytes]byte
 	var key [MaxKeyBytes]byte
 	for {
@@ -201,15 +211,27 @@ func readRows(b *bufio.Reader, d *deviceTable) error {
 		if _, err := io.ReadFull(b, key[:n]); err != nil {
 			return err
 		}
-		d.put(DeviceKey(key[:n]), rowFrom(&fixed))
+		r := rowFrom(&fixed)
+		if !p.fits(r) || !utf8.Valid(key[:n]) {
+			return NewError(CodeInvalid, "", "device record that these tables cannot hold")
+		}
+		p.devices.put(DeviceKey(key[:n]), r)
 	}
 }
 
+// fits reports whether a row refers to what is there or, as far as nodes go, was there.
+func (p *pinned) fits(r row) bool {
+	known := r.cluster == 0 || p.topo.byID[r.cluster] != nil
+	return known && r.pin <= p.topo.lastNode && r.binding <= p.topo.lastNode && r.version <= p.index &&
+		r.flags&^(flagOrigin|flagBlocked|flagPinStrict) == 0 && r.origin() <= OriginPlaced
+}
+
 func readPart(b *bufio.Reader, v any) error {
-	var n uint32
-	if err := binary.Read(b, binary.BigEndian, &n); err != nil {
+	var length [4]byte
+	if _, err := io.ReadFull(b, length[:]); err != nil {
 		return err
 	}
+	n := binary.BigEndian.Uint32(length[:])
 	if n > maxSnapshotPart {
 		return NewError(CodeInvalid, "", "part of %d bytes", n)
 	}

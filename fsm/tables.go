@@ -28,7 +28,7 @@ type Tables struct {
 func New() *Tables {
 	t := &Tables{devices: newDeviceTable()}
 	t.changed = sync.NewCond(&t.mu)
-	t.topo.Store(topologyImage{}.topology())
+	t.topo.Store(newTopology(topologyHead{}))
 	return t
 }
 
@@ -65,7 +65,7 @@ func (t *Tables) Device(key DeviceKey) (Device, bool) {
 type DeviceFilter struct {
 	Prefix  DeviceKey
 	Cluster ClusterID // 0: any
-	Node    NodeID    // pinned or bound to it; 0: any
+	Node    NodeID    // pinned to it, or bound to it without a pin; 0: any
 	Blocked *bool
 }
 
@@ -79,8 +79,10 @@ func (f DeviceFilter) match(r row) bool {
 const scanRows = 20_000
 
 // Devices lists up to limit devices behind the key after, in a stable order. next is the cursor for the page that follows, empty
-// at the end. A page may be shorter than limit, even empty, and still have a next when a filter leaves much out.
+// at the end. A page may be shorter than limit, even empty, and still have a next when a filter leaves much out. A limit below 1
+// counts as 1. Devices written or removed between two pages are in the listing or not; all others are in it once.
 func (t *Tables) Devices(after DeviceKey, limit int, f DeviceFilter) (page []Device, next DeviceKey) {
+	limit = max(limit, 1) // a page that cannot move the cursor would never end
 	from := max(after, f.Prefix)
 	seen := 0
 	t.mu.RLock()
@@ -126,9 +128,11 @@ type Status struct {
 // Status returns index, checksum and size in one consistent view.
 func (t *Tables) Status() Status {
 	t.mu.RLock()
-	defer t.mu.RUnlock()
-	sum := t.devices.sum + topologySum(t.topo.Load())
-	return Status{Checksum: Checksum{Index: t.index, Sum: sum}, Devices: t.devices.rows.Len(), Halted: t.halted}
+	s := Status{Checksum: Checksum{Index: t.index, Sum: t.devices.sum}, Devices: t.devices.rows.Len(), Halted: t.halted}
+	topo := t.topo.Load()
+	t.mu.RUnlock()
+	s.Checksum.Sum += topologySum(topo) // outside the lock: it is the slow part, and topo cannot change
+	return s
 }
 
 // DevicesIn returns the number of devices whose record names the cluster.
@@ -181,11 +185,16 @@ func (t *Tables) wait(ctx context.Context, done func() bool) error {
 
 // topologySum is the share of the topology in the checksum. It is computed when asked for: the topology is small.
 func topologySum(topo *Topology) uint64 {
-	b, err := encMode.Marshal(topo.image())
+	h := xxhash.New()
+	err := topo.parts(func(v any) error {
+		b, err := encMode.Marshal(v)
+		h.Write(b)
+		return err
+	})
 	if err != nil {
 		panic(err) // plain data: cannot happen
 	}
-	return xxhash.Sum64(b)
+	return h.Sum64()
 }
 
 // Apply implements raft.FSM. It returns a Result.
@@ -213,6 +222,9 @@ func (t *Tables) Apply(log *raft.Log) any {
 		t.index = log.Index
 	}
 	res.Index = log.Index
+	if res.Code == CodeOK {
+		res.Item = -1
+	}
 	t.changed.Broadcast()
 	return res
 }

@@ -96,27 +96,90 @@ func (t *Topology) setGateway(g Gateway) {
 	}
 }
 
-// topologyImage is the form of a Topology in a snapshot.
-type topologyImage struct {
-	Index       uint64     `cbor:"1,keyasint"`
-	Settings    Settings   `cbor:"2,keyasint"`
-	Clusters    []*Cluster `cbor:"3,keyasint"`
-	Gateways    []Gateway  `cbor:"4,keyasint"`
-	LastCluster ClusterID  `cbor:"5,keyasint"`
-	LastNode    NodeID     `cbor:"6,keyasint"`
+// topologyHead is what a snapshot says of a Topology before its rows.
+type topologyHead struct {
+	Index       uint64    `cbor:"1,keyasint"`
+	Settings    Settings  `cbor:"2,keyasint"`
+	LastCluster ClusterID `cbor:"3,keyasint"`
+	LastNode    NodeID    `cbor:"4,keyasint"`
+	Clusters    int       `cbor:"5,keyasint"` // rows that follow
+	Gateways    int       `cbor:"6,keyasint"` // rows that follow those
 }
 
-func (t *Topology) image() topologyImage {
-	return topologyImage{Index: t.Index, Settings: t.Settings, Clusters: t.Clusters, Gateways: t.Gateways, LastCluster: t.lastCluster, LastNode: t.lastNode}
-}
-
-func (im topologyImage) topology() *Topology {
-	t := &Topology{
-		Index: im.Index, Settings: im.Settings, Gateways: im.Gateways, lastCluster: im.LastCluster, lastNode: im.LastNode,
+func newTopology(h topologyHead) *Topology {
+	return &Topology{
+		Index: h.Index, Settings: h.Settings, lastCluster: h.LastCluster, lastNode: h.LastNode,
 		byID: map[ClusterID]*Cluster{}, nodes: map[NodeID]*Cluster{},
 	}
-	for _, c := range im.Clusters {
+}
+
+// parts hands out the topology piece by piece: head, clusters, gateways. Snapshots and the checksum are made of it.
+func (t *Topology) parts(visit func(v any) error) error {
+	err := visit(topologyHead{
+		Index: t.Index, Settings: t.Settings, LastCluster: t.lastCluster, LastNode: t.lastNode,
+		Clusters: len(t.Clusters), Gateways: len(t.Gateways),
+	})
+	if err != nil {
+		return err
+	}
+	for _, c := range t.Clusters {
+		if err := visit(c); err != nil {
+			return err
+		}
+	}
+	for i := range t.Gateways {
+		if err := visit(&t.Gateways[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// readTopology is the inverse of parts. It refuses what Apply could not have made: ids that were never given, or twice, and rows
+// out of order.
+func readTopology(next func(v any) error) (*Topology, error) {
+	var h topologyHead
+	if err := next(&h); err != nil {
+		return nil, err
+	}
+	if h.Clusters < 0 || h.Clusters > MaxClusters || h.Gateways < 0 || h.Gateways > MaxGateways {
+		return nil, NewError(CodeInvalid, "", "snapshot counts more clusters or gateways than there can be")
+	}
+	t := newTopology(h)
+	for i := range h.Clusters {
+		c := new(Cluster)
+		if err := next(c); err != nil {
+			return nil, err
+		}
+		if i > 0 && t.Clusters[i-1].Name >= c.Name || !t.fits(c) {
+			return nil, NewError(CodeInvalid, "", "snapshot holds clusters or nodes that contradict each other")
+		}
 		t.setCluster(c)
 	}
-	return t
+	for i := range h.Gateways {
+		var g Gateway
+		if err := next(&g); err != nil {
+			return nil, err
+		}
+		if i > 0 && t.Gateways[i-1].ID >= g.ID {
+			return nil, NewError(CodeInvalid, "", "snapshot holds gateways out of order")
+		}
+		t.Gateways = append(t.Gateways, g)
+	}
+	return t, nil
+}
+
+// fits reports whether the ids of a cluster and its nodes were given and are not taken.
+func (t *Topology) fits(c *Cluster) bool {
+	if c.ID == 0 || c.ID > t.lastCluster || t.byID[c.ID] != nil || len(c.Nodes) > MaxClusterNodes {
+		return false
+	}
+	var last NodeID
+	for _, n := range c.Nodes {
+		if n.ID <= last || n.ID > t.lastNode || t.nodes[n.ID] != nil {
+			return false
+		}
+		last = n.ID
+	}
+	return true
 }

@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"unicode/utf8"
@@ -32,6 +33,7 @@ const (
 	MaxURLBytes     = 2048
 	MaxClusters     = 1024
 	MaxClusterNodes = 200
+	MaxGateways     = 1024
 	MaxBatch        = 4096 // elements of one batch command
 )
 
@@ -119,7 +121,7 @@ type Node struct {
 	Name    NodeName  `cbor:"2,keyasint"`
 	Address string    `cbor:"3,keyasint"` // "host:port" for MQTT; empty while unknown
 	State   NodeState `cbor:"4,keyasint"`
-	// Draining nodes get no new bindings, and bindings to them are replaced when their devices connect again.
+	// Draining nodes get no new bindings, and bindings to them are replaced by other nodes when their devices connect again.
 	Draining bool   `cbor:"5,keyasint,omitempty"`
 	Version  uint64 `cbor:"6,keyasint"` // Raft index of the last change
 }
@@ -137,7 +139,7 @@ type Cluster struct {
 
 // Node returns the member with this id.
 func (c *Cluster) Node(id NodeID) (Node, bool) {
-	i, ok := slices.BinarySearchFunc(c.Nodes, id, func(n Node, id NodeID) int { return int(int64(n.ID) - int64(id)) })
+	i, ok := slices.BinarySearchFunc(c.Nodes, id, func(n Node, id NodeID) int { return cmp.Compare(n.ID, id) })
 	if !ok {
 		return Node{}, false
 	}

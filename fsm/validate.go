@@ -91,8 +91,26 @@ func (r *RingSpec) validate() error {
 }
 
 func (c *ChannelSpec) validate(s *ClusterSpec) error {
+	// A channel that is not in use is stored all the same, so what may not be stored is refused for it too.
+	if err := checkCredential(c.Credential); err != nil {
+		return invalid("channel.credential", "%v", err)
+	}
+	if c.QoS > 1 {
+		return invalid("channel.qos", "must be 0 or 1")
+	}
+	if c.Topic != "" && (!validText(c.Topic, 1024) || strings.ContainsAny(c.Topic, "+#") || !strings.Contains(c.Topic, "{key}")) {
+		return invalid("channel.topic", "must be a topic name without wildcards that contains {key}, at most 1024 bytes")
+	}
+	if c.MaxBytes > 1<<20 {
+		return invalid("channel.max_bytes", "must be 1 to %d", 1<<20)
+	}
 	switch c.Kind {
 	case ChannelNone:
+		if c.URL != "" {
+			if err := checkURL(c.URL, "http", "https", "mqtt", "mqtts"); err != nil {
+				return invalid("channel.url", "%v", err)
+			}
+		}
 		return nil
 	case ChannelEMQX:
 		if c.URL == "" && s.Driver != DriverEMQX {
@@ -112,16 +130,10 @@ func (c *ChannelSpec) validate(s *ClusterSpec) error {
 	default:
 		return invalid("channel.kind", "must be %q or %q, or left out", ChannelEMQX, ChannelMQTT)
 	}
-	if err := checkCredential(c.Credential); err != nil {
-		return invalid("channel.credential", "%v", err)
+	if c.Topic == "" {
+		return invalid("channel.topic", "must be a topic name without wildcards that contains {key}, at most 1024 bytes")
 	}
-	if !validText(c.Topic, 1024) || strings.ContainsAny(c.Topic, "+#") || !strings.Contains(c.Topic, "{key}") {
-		return invalid("channel.topic", "must be a topic name without wildcards that contains {key}")
-	}
-	if c.QoS > 1 {
-		return invalid("channel.qos", "must be 0 or 1")
-	}
-	if c.MaxBytes < 1 || c.MaxBytes > 1<<20 {
+	if c.MaxBytes == 0 {
 		return invalid("channel.max_bytes", "must be 1 to %d", 1<<20)
 	}
 	return nil
@@ -190,11 +202,21 @@ func (c *UpdateNodes) Validate() error {
 			return invalid(fmt.Sprintf("nodes[%d].state", i), "is not a known state")
 		}
 	}
+	for i, name := range c.Remove {
+		if !validText(string(name), MaxNameBytes) {
+			return invalid(fmt.Sprintf("remove[%d]", i), "must be 1 to %d bytes of printable UTF-8", MaxNameBytes)
+		}
+	}
 	return nil
 }
 
 // Validate implements Command.
-func (c *SetNode) Validate() error { return checkCluster(c.Cluster) }
+func (c *SetNode) Validate() error {
+	if !validText(string(c.Node), MaxNameBytes) {
+		return invalid("node", "must be 1 to %d bytes of printable UTF-8", MaxNameBytes)
+	}
+	return checkCluster(c.Cluster)
+}
 
 // Validate implements Command.
 func (c *PutDevices) Validate() error {
@@ -204,7 +226,7 @@ func (c *PutDevices) Validate() error {
 	for i := range c.Changes {
 		d := &c.Changes[i]
 		if !d.Key.Valid() {
-			return &Error{Code: CodeInvalid, Field: "key", Item: i, Message: fmt.Sprintf("must be 1 to %d bytes of UTF-8", MaxKeyBytes)}
+			return invalidKey(i)
 		}
 		if d.Cluster != nil && *d.Cluster != "" && !d.Cluster.Valid() {
 			return &Error{Code: CodeInvalid, Field: "cluster", Item: i, Message: "is not the name of a cluster"}
@@ -221,6 +243,11 @@ func (c *RemoveDevices) Validate() error {
 	if len(c.Keys) == 0 || len(c.Keys) > MaxBatch {
 		return invalid("keys", "1 to %d in one batch", MaxBatch)
 	}
+	for i, key := range c.Keys {
+		if !key.Valid() {
+			return invalidKey(i)
+		}
+	}
 	return nil
 }
 
@@ -231,7 +258,7 @@ func (c *Bind) Validate() error {
 	}
 	for i := range c.Bindings {
 		if !c.Bindings[i].Key.Valid() {
-			return &Error{Code: CodeInvalid, Field: "key", Item: i, Message: fmt.Sprintf("must be 1 to %d bytes of UTF-8", MaxKeyBytes)}
+			return invalidKey(i)
 		}
 	}
 	return nil
@@ -256,8 +283,12 @@ func (c *PutGateway) Validate() error {
 		return invalid("id", "must be 1 to 64 bytes")
 	case !validText(g.Name, MaxNameBytes):
 		return invalid("name", "must be 1 to %d bytes of printable UTF-8", MaxNameBytes)
-	case len(g.Zone) > MaxNameBytes, len(g.APIAddress) > MaxNameBytes, len(g.Release) > MaxNameBytes:
-		return invalid("zone", "zone, API address and release are at most %d bytes", MaxNameBytes)
+	}
+	optional := []struct{ field, text string }{{"zone", g.Zone}, {"api_address", g.APIAddress}, {"release", g.Release}}
+	for _, o := range optional {
+		if o.text != "" && !validText(o.text, MaxNameBytes) {
+			return invalid(o.field, "must be at most %d bytes of printable UTF-8", MaxNameBytes)
+		}
 	}
 	if err := checkHostPort(g.PeerAddress); err != nil {
 		return invalid("peer_address", "%v", err)
@@ -267,10 +298,14 @@ func (c *PutGateway) Validate() error {
 
 // Validate implements Command.
 func (c *RemoveGateway) Validate() error {
-	if c.ID == "" {
-		return invalid("id", "must not be empty")
+	if !validText(string(c.ID), 64) {
+		return invalid("id", "must be 1 to 64 bytes")
 	}
 	return nil
+}
+
+func invalidKey(item int) error {
+	return &Error{Code: CodeInvalid, Field: "key", Item: item, Message: fmt.Sprintf("must be 1 to %d bytes of UTF-8", MaxKeyBytes)}
 }
 
 func checkCluster(n ClusterName) error {
@@ -290,7 +325,7 @@ func checkURL(s string, schemes ...string) error {
 		return fmt.Errorf("must be at most %d bytes", MaxURLBytes)
 	}
 	u, err := url.Parse(s)
-	if err != nil {
+	if err != nil || !utf8.ValidString(s) {
 		return fmt.Errorf("is not a URL")
 	}
 	known := false
@@ -306,6 +341,8 @@ func checkURL(s string, schemes ...string) error {
 		return fmt.Errorf("must name a host")
 	case u.RawQuery != "" || u.Fragment != "":
 		return fmt.Errorf("must not carry a query or a fragment")
+	case u.Port() != "":
+		return checkPort(u.Port())
 	}
 	return nil
 }
@@ -314,7 +351,7 @@ func checkCredential(s string) error {
 	if s == "" {
 		return nil
 	}
-	if len(s) > 1024 || !(strings.HasPrefix(s, "env:") && len(s) > 4 || strings.HasPrefix(s, "file:/")) {
+	if !validText(s, 1024) || !(strings.HasPrefix(s, "env:") && len(s) > 4 || strings.HasPrefix(s, "file:/")) {
 		return fmt.Errorf("must be a reference, env:NAME or file:/path, never the secret itself")
 	}
 	return nil
@@ -322,9 +359,13 @@ func checkCredential(s string) error {
 
 func checkHostPort(s string) error {
 	host, port, err := net.SplitHostPort(s)
-	if err != nil || host == "" || len(host) > MaxNameBytes {
+	if err != nil || !validText(host, MaxNameBytes) || strings.Contains(host, " ") {
 		return fmt.Errorf("must be host:port")
 	}
+	return checkPort(port)
+}
+
+func checkPort(port string) error {
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return fmt.Errorf("port must be 1 to 65535")
 	}
