@@ -135,6 +135,13 @@ func (t *Tables) Status() Status {
 	return s
 }
 
+// Halted returns why these tables stopped following the log, nil while they do.
+func (t *Tables) Halted() error {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.halted
+}
+
 // DevicesIn returns the number of devices whose record names the cluster.
 func (t *Tables) DevicesIn(id ClusterID) int {
 	t.mu.RLock()
