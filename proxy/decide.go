@@ -98,9 +98,11 @@ type Decision struct {
 	Cluster   *fsm.Cluster // nil when none was chosen
 	ClusterBy By
 	NodeBy    By // what chose the home; ByRing: the device has none
-	// Record is whether a binding to the node that accepts the device is to be written: the device has a key and neither a
+	// Record is whether a success at the device's home is to be written as its binding: the device has a key and neither a
 	// pin nor a binding to a member that is not draining. See records.
 	Record bool
+
+	owner *fsm.Node // first on the ring that has an address: the home of a device that has none recorded
 
 	candidates [MaxCandidates]*fsm.Node
 	count      int
@@ -109,8 +111,9 @@ type Decision struct {
 // Candidates are the nodes to try, in order.
 func (d *Decision) Candidates() []*fsm.Node { return d.candidates[:d.count] }
 
-// records reports whether a success at this node is to be written. A draining node gets no new bindings.
-func (d *Decision) records(n *fsm.Node) bool { return d.Record && !n.Draining }
+// records reports whether a success at this node is to be written. Falling back from a node that is down but still a member writes
+// nothing (DESIGN.md §1.9): the ring gives the device its home again when that is back. A draining node gets no new bindings.
+func (d *Decision) records(n *fsm.Node) bool { return d.Record && n == d.owner && !n.Draining }
 
 // decide routes one CONNECT: DESIGN.md §1.6 and §1.7 in their order of precedence. It reads nothing but its arguments and
 // allocates nothing. Health only orders the candidates, of which there are at most limit.
@@ -199,7 +202,11 @@ func (d *Decision) order(cv *clusterView, pin, binding *fsm.Node, hash uint64, h
 	}
 	if cv.ring != nil {
 		cv.ring.walk(hash, func(i int) bool {
-			if n := cv.nodes[i]; n != nil && n != pin && n != binding {
+			n := cv.nodes[i]
+			if d.owner == nil && n != nil && n.Address != "" {
+				d.owner = n
+			}
+			if n != nil && n != pin && n != binding {
 				add(n, false)
 			}
 			return d.count < limit

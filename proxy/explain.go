@@ -71,6 +71,10 @@ func (g *Gateway) Explain(req ExplainRequest) Explanation {
 		e.step("The key is empty: the connection gets a hash by chance, and nothing is recorded.")
 	}
 	in.device, in.found = g.tables.Device(e.Key)
+	if in.keyed && !in.found && !g.caughtUp() {
+		e.refuse(string(resultNotReady), "There is no record of this device, but the tables have not caught up since the start: \"server unavailable\".")
+		return e
+	}
 	d := decide(v, in, g.health, g.cfg.MaxAttempts)
 	e.tellCluster(v, &in, &d)
 	if d.Cluster != nil {
@@ -204,7 +208,7 @@ func (e *Explanation) tellCandidates(h *health, in *lookup, d *Decision) {
 	case in.device.PinStrict && d.NodeBy == ByPin:
 		e.step("The pin is strict: no other node is tried.")
 	case d.Record:
-		e.step("The node that accepts the device is recorded as its binding.")
+		e.step("The first node of the ring is recorded as its binding once it accepts the device; a node behind it is not.")
 	case in.keyed:
 		e.step("Nothing is recorded: its home stays what it is, wherever it is accepted.")
 	}

@@ -24,8 +24,11 @@ const (
 
 // Options are what a Gateway works with. Tables and Proposer are needed.
 type Options struct {
-	Tables     *fsm.Tables
-	Proposer   Proposer
+	Tables   *fsm.Tables
+	Proposer Proposer
+	// CaughtUp tells whether the tables have caught up with the cluster since the start. Until then a device without a record is not known
+	// to be new: it is told to come again. nil: they have.
+	CaughtUp   func() bool
 	Logger     *slog.Logger          // nil: none
 	Registerer prometheus.Registerer // nil: metrics are kept and shown nowhere
 	Now        func() time.Time      // clock of the cool-downs; nil: time.Now
@@ -36,6 +39,7 @@ type Gateway struct {
 	cfg      Config
 	log      *slog.Logger
 	tables   *fsm.Tables
+	caughtUp func() bool
 	metrics  *Metrics
 	views    *views
 	health   *health
@@ -78,12 +82,15 @@ func New(cfg Config, o Options) (*Gateway, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.CaughtUp == nil {
+		o.CaughtUp = func() bool { return true }
+	}
 	m, err := NewMetrics(o.Registerer)
 	if err != nil {
 		return nil, err
 	}
 	g := &Gateway{
-		cfg: cfg, log: o.Logger, tables: o.Tables, metrics: m, health: newHealth(o.Now), sessions: newRegistry(), tracker: newTracker(),
+		cfg: cfg, log: o.Logger, tables: o.Tables, caughtUp: o.CaughtUp, metrics: m, health: newHealth(o.Now), sessions: newRegistry(), tracker: newTracker(),
 		bindings: newBindingWriter(o.Proposer, o.Logger, m.bindings), engine: relay.NewCopying(relay.Options{}),
 		dialer: net.Dialer{KeepAlive: -1}, // the relay sets it
 		grace:  closeGrace,

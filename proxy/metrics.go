@@ -21,7 +21,7 @@ const (
 	resultProxyHeader  result = "proxy_header"   // PROXY header missing, malformed or from an untrusted source
 	resultTLS          result = "tls_handshake"
 	resultKeyTooLong   result = "key_too_long"
-	resultNotReady     result = "not_ready"   // the tables hold no settings yet
+	resultNotReady     result = "not_ready"   // the tables hold no settings yet, or have not caught up
 	resultUnavailable  result = "unavailable" // no candidate could serve
 	resultShuttingDown result = "shutting_down"
 )

@@ -104,8 +104,17 @@ func TestNextNodeWhenOneCannotServe(t *testing.T) {
 			if got := w.gw.health.cooling(w.node("west", fsm.NodeName(order[0])).ID); got && !tc.cooling {
 				t.Errorf("cooling: %v", got)
 			}
-			if got := w.bound("a"); got != order[1] {
-				t.Errorf("a new device is bound to %s, accepted by %s", got, order[1])
+			w.settle()
+			if d, ok := w.Device("a"); ok {
+				t.Errorf("falling back from a member was recorded: %+v", d)
+			}
+			first.setScript(nil)
+			eventually(t, "the device at its home", func() bool {
+				w.connect(connect, accept5)
+				return len(first.seen()) > 1
+			})
+			if got := w.bound("a"); got != order[0] {
+				t.Errorf("bound to %s, its home is %s", got, order[0])
 			}
 		})
 	}
@@ -288,6 +297,7 @@ func TestHomeIsKept(t *testing.T) {
 	}
 	brokers[home].listen(addr) // discovery has not seen it yet
 	eventually(t, "the device at home again", func() bool { return visitAt() == home })
+	w.apply(&fsm.UpdateNodes{Cluster: "west", Upsert: []fsm.NodeChange{{Name: fsm.NodeName(home), Address: addr, State: fsm.NodeUp}}})
 
 	// Draining: replaced, once.
 	w.apply(&fsm.SetNode{Cluster: "west", Node: fsm.NodeName(home), Draining: true})

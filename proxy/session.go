@@ -119,6 +119,10 @@ func (s *session) route() result {
 			break
 		}
 	}
+	if in.keyed && !in.found && !g.caughtUp() {
+		s.refuseAs(mqtt.RefuseServerUnavailable)
+		return resultNotReady
+	}
 	in.hash = rand.Uint64()
 	if in.keyed {
 		in.hash = keyHash(s.key)
