@@ -22,20 +22,21 @@ type room struct {
 
 // rooms lists every package; one that is not listed here fails the test, so that each new room says what it rests on.
 var rooms = map[string]room{
-	"fsm":              {nil, "ground floor: the tables know nobody, so that everybody can know them"},
-	"proxy/mqtt":       {nil, "ground floor: the wire is a matter of the standard alone"},
-	"api/client":       {nil, "ground floor: other people's programs import it and get nothing else"},
-	"node/peer":        {[]string{"fsm"}, "the gateways among themselves know tables, not devices, brokers or HTTP nouns"},
-	"node/upstream":    {[]string{"fsm", "proxy/mqtt"}, "the management side of brokers knows no gateway internals"},
-	"proxy/relay":      {[]string{"proxy/mqtt"}, "the relay moves bytes and must stay replaceable"},
-	"proxy":            {[]string{"fsm", "proxy/mqtt", "proxy/relay"}, "the entrance decides from tables; how they replicate is not its business"},
-	"api":              {[]string{"fsm", "api/client"}, "handlers speak to interfaces of their own; node fills them"},
-	"node":             {[]string{"fsm", "node/peer", "node/upstream", "proxy", "proxy/mqtt", "api", "api/client"}, "the only place where the parts meet"},
-	"cmd/turnout":      {[]string{"node", "api/client"}, "the CLI is a client; only serve reaches into the product, through node"},
-	"cmd/turnout-demo": {[]string{"node", "api/client", "test/harness"}, "the demo plays user, with test brokers"},
-	"test/harness":     {[]string{"node", "api/client"}, "gateways as a whole, and brokers and clients as the outside world sees them"},
-	"test":             {[]string{"fsm", "node", "api/client", "proxy/mqtt", "test/harness"}, "journeys use the product as its users do"},
-	"test/integration": {[]string{"api/client", "test/harness"}, "real processes, seen from outside only"},
+	"fsm":                {nil, "ground floor: the tables know nobody, so that everybody can know them"},
+	"proxy/mqtt":         {nil, "ground floor: the wire is a matter of the standard alone"},
+	"api/client":         {nil, "ground floor: other people's programs import it and get nothing else"},
+	"node/peer":          {[]string{"fsm"}, "the gateways among themselves know tables, not devices, brokers or HTTP nouns"},
+	"node/upstream":      {[]string{"fsm", "proxy/mqtt"}, "the management side of brokers knows no gateway internals"},
+	"proxy/relay":        {[]string{"proxy/mqtt"}, "the relay moves bytes and must stay replaceable"},
+	"proxy":              {[]string{"fsm", "proxy/mqtt", "proxy/relay"}, "the entrance decides from tables; how they replicate is not its business"},
+	"api":                {[]string{"fsm", "api/client"}, "handlers speak to interfaces of their own; node fills them"},
+	"node":               {[]string{"fsm", "node/peer", "node/upstream", "proxy", "proxy/mqtt", "api", "api/client"}, "the only place where the parts meet"},
+	"cmd/turnout":        {[]string{"node", "api/client"}, "the CLI is a client; only serve reaches into the product, through node"},
+	"cmd/turnout-demo":   {[]string{"api/client", "test/harness", "test/harness/fleet"}, "the demo plays user, with test brokers"},
+	"test/harness":       {nil, "brokers and clients as the outside world sees them"},
+	"test/harness/fleet": {[]string{"node", "api/client", "test/harness"}, "whole gateways in one process, for the demo and the journeys"},
+	"test":               {nil, "journeys live in test files only"},
+	"test/integration":   {nil, "real processes, seen from outside only"},
 }
 
 // owners says which packages may import a library that shapes the architecture.
