@@ -321,12 +321,13 @@ type listener struct {
 
 func (w *world) listen(args ...string) *listener {
 	w.t.Helper()
-	path, err := exec.LookPath("mosquitto_sub")
+	stdbuf, err := exec.LookPath("stdbuf") // of coreutils: without a terminal mosquitto_sub would keep its lines to itself
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	out := &syncBuffer{}
-	p, err := harness.StartProcess(w.ctx, harness.ProcessOptions{Path: path, Args: append([]string{"-h", "127.0.0.1", "-p", strconv.Itoa(w.mqtt), "-d"}, args...), Log: out})
+	args = append([]string{"-oL", "mosquitto_sub", "-h", "127.0.0.1", "-p", strconv.Itoa(w.mqtt), "-d"}, args...)
+	p, err := harness.StartProcess(w.ctx, harness.ProcessOptions{Path: stdbuf, Args: args, Log: out})
 	if err != nil {
 		w.t.Fatal(err)
 	}

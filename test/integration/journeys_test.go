@@ -45,9 +45,13 @@ func TestDevicesThroughLoadBalancer(t *testing.T) {
 		t.Errorf("pub-1 was on %s, it is pinned to west-2", home.name)
 	}
 
-	// A command from the cloud, by CLI, through the channel of the home cluster.
+	// A command from the cloud, by CLI, through the channel of the home cluster. Over MQTT 5 mosquitto says when nobody is subscribed.
 	if _, err := w.admin.PutDevice(w.ctx, "valve-7", client.DevicePut{Cluster: "east"}, client.WriteOptions{WaitAll: true}); err != nil {
 		t.Fatal(err)
+	}
+	early := "too early"
+	if r, err := w.admin.SendCommand(w.ctx, "valve-7", client.Command{Payload: &early}); err != nil || r.Outcome != "no_subscriber" {
+		t.Errorf("command before the device ever connected: %+v %v, want no_subscriber", r, err)
 	}
 	valve := w.listen("-i", "valve-7", "-t", "devices/valve-7/commands", "-q", "1", "-V", "mqttv5")
 	valve.waitFor(w, "SUBACK")
