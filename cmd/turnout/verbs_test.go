@@ -77,6 +77,17 @@ func TestVerbs(t *testing.T) {
 		{"cluster_add_no_leader", "cluster add west --url http://x", "", map[string][]answer{
 			"PUT /v1/clusters/west": refused(503, client.Problem{Code: client.CodeNoLeader, Detail: "no leader"}, "Retry-After", "2"),
 		}},
+		{"cluster_set", "cluster set west --node emqx@c=10.20.0.3:1883 --weight 0 --topic to/{key} --wait all", "", map[string][]answer{
+			"GET /v1/clusters/west": ok(west), "PUT /v1/clusters/west": ok(written),
+		}},
+		{"cluster_set_remove_node", "cluster set lab --remove-node a --node b=10.30.0.2:1883", "", map[string][]answer{
+			"GET /v1/clusters/lab": ok(lab), "PUT /v1/clusters/lab": ok(written),
+		}},
+		{"cluster_set_no_such_node", "cluster set lab --remove-node z", "", map[string][]answer{"GET /v1/clusters/lab": ok(lab)}},
+		{"cluster_set_no_channel", "cluster set lab --topic to/{key}", "", map[string][]answer{"GET /v1/clusters/lab": ok(lab)}},
+		{"cluster_set_overtaken", "cluster set lab --weight 3", "", map[string][]answer{
+			"GET /v1/clusters/lab": ok(lab), "PUT /v1/clusters/lab": refused(412, client.Problem{Code: client.CodeConflict, Detail: "version: is not the stored version"}),
+		}},
 		{"cluster_list", "cluster list", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{Items: []client.Cluster{lab, west}})}},
 		{"cluster_list_empty", "cluster list", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{})}},
 		{"cluster_list_json", "cluster list -o json", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{Items: []client.Cluster{lab}})}},
