@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -96,12 +97,18 @@ func Load(path string, environ []string) (Config, error) {
 	return c, c.Validate()
 }
 
+// unknownKey and plain turn the decoder's words, which speak of Go types, into those of the file.
+var (
+	unknownKey = regexp.MustCompile(`field (\S+) not found in type \S+`)
+	plain      = strings.NewReplacer("yaml: unmarshal errors:\n  ", "", "yaml: ", "", "!!", "", "into time.Duration", "into a duration such as 10s")
+)
+
 // decode reads one YAML document over c, so that keys it does not name keep their value.
 func decode(r io.Reader, c *Config) error {
 	d := yaml.NewDecoder(r)
 	d.KnownFields(true)
 	if err := d.Decode(c); err != nil && !errors.Is(err, io.EOF) {
-		return err
+		return errors.New(plain.Replace(unknownKey.ReplaceAllString(err.Error(), "unknown key $1")))
 	}
 	if err := d.Decode(new(yaml.Node)); !errors.Is(err, io.EOF) {
 		return errors.New("more than one YAML document")
@@ -135,49 +142,37 @@ func (c *Config) overlay(environ []string) error {
 			return fmt.Errorf("%s: not a YAML value", name)
 		}
 		if err := decode(bytes.NewReader(text), c); err != nil {
-			return fmt.Errorf("%s: sets no known configuration key of its type (%s)", name, strings.Join(parts, "."))
+			if strings.Contains(err.Error(), "unknown key") {
+				return fmt.Errorf("%s: there is no configuration key %s", name, strings.Join(parts, "."))
+			}
+			return fmt.Errorf("%s: not a value for the configuration key %s", name, strings.Join(parts, "."))
 		}
 	}
 	return nil
 }
 
-// Validate checks every part. Its errors name the key and the bound.
+// Validate checks every part and returns all that is wrong, a line each. The lines name the key and the bound.
 func (c *Config) Validate() error {
-	if c.Name == "" || len(c.Name) > fsm.MaxNameBytes {
-		return fmt.Errorf("name: must be 1 to %d bytes", fsm.MaxNameBytes)
+	var errs []error
+	wrong := func(bad bool, format string, args ...any) {
+		if bad {
+			errs = append(errs, fmt.Errorf(format, args...))
+		}
 	}
-	if len(c.Zone) > fsm.MaxNameBytes {
-		return fmt.Errorf("zone: must be at most %d bytes", fsm.MaxNameBytes)
-	}
-	if c.DataDir == "" {
-		return errors.New("data_dir: must name a directory")
-	}
-	if err := c.Config.Validate(); err != nil {
-		return err
-	}
-	if err := c.API.Validate(); err != nil {
-		return err
-	}
-	if err := c.Peer.Validate(); err != nil {
-		return err
-	}
-	if err := c.Upstream.Validate(); err != nil {
-		return err
-	}
+	wrong(c.Name == "" || len(c.Name) > fsm.MaxNameBytes, "name: must be 1 to %d bytes", fsm.MaxNameBytes)
+	wrong(len(c.Zone) > fsm.MaxNameBytes, "zone: must be at most %d bytes", fsm.MaxNameBytes)
+	wrong(c.DataDir == "", "data_dir: must name a directory")
+	errs = append(errs, c.Config.Validate(), c.API.Validate(), c.Peer.Validate(), c.Upstream.Validate())
 	if _, err := proxy.ParseIdentity(c.Bootstrap.Identity); err != nil {
-		return fmt.Errorf("bootstrap.identity: %w", err)
+		errs = append(errs, fmt.Errorf("bootstrap.identity: %w", err))
 	}
 	seed := fsm.PutSettings{Identity: &c.Bootstrap.Identity, Unknown: c.Bootstrap.policy()}
 	if err := seed.Validate(); err != nil {
-		return fmt.Errorf("bootstrap: %w", err)
+		errs = append(errs, fmt.Errorf("bootstrap: %w", err))
 	}
-	if _, err := c.Log.level(); err != nil {
-		return err
-	}
-	if c.Log.Format != "text" && c.Log.Format != "json" {
-		return errors.New("log.format: must be text or json")
-	}
-	return nil
+	_, err := c.Log.level()
+	wrong(c.Log.Format != "text" && c.Log.Format != "json", "log.format: must be text or json")
+	return errors.Join(append(errs, err)...)
 }
 
 func (b BootstrapConfig) policy() *fsm.Policy {

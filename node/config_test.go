@@ -45,13 +45,14 @@ func TestLoadRefuses(t *testing.T) {
 		env  []string
 		want string
 	}{
-		"unknown key":              {"name: a\npeer: {expct: 3}\n", nil, "line 2"},
+		"unknown key":              {"name: a\npeer: {expct: 3}\n", nil, "line 2: unknown key expct"},
+		"not a duration":           {"name: a\ndial_timeout: 10\n", nil, "line 2: cannot unmarshal int `10` into a duration such as 10s"},
 		"key twice":                {"name: a\nname: b\n", nil, "line 2"},
 		"wrong type":               {"name: a\nstrict: 7\n", nil, "line 2"},
 		"two documents":            {"name: a\n---\nname: b\n", nil, "more than one"},
 		"not YAML":                 {"name: [a\n", nil, "line"},
-		"unknown variable":         {"", []string{"TURNOUT_PEER__EXPCT=3"}, "TURNOUT_PEER__EXPCT"},
-		"variable of wrong type":   {"", []string{"TURNOUT_STRICT=" + secret}, "TURNOUT_STRICT"},
+		"unknown variable":         {"", []string{"TURNOUT_PEER__EXPCT=3"}, "TURNOUT_PEER__EXPCT: there is no configuration key peer.expct"},
+		"variable of wrong type":   {"", []string{"TURNOUT_STRICT=" + secret}, "TURNOUT_STRICT: not a value"},
 		"identity without part":    {"bootstrap: {identity: abc}\n", nil, "bootstrap.identity"},
 		"identity without between": {"bootstrap: {identity: \"{client_id}{username}\"}\n", nil, "bootstrap.identity"},
 		"policy":                   {"bootstrap: {unknown: {policy: maybe}}\n", nil, "policy"},

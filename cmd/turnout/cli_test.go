@@ -27,7 +27,7 @@ func TestMisuse(t *testing.T) {
 		want string // part of the line
 	}{
 		{[]string{"clusters"}, `turnout: unknown command "clusters" for "turnout"; Did you mean this? cluster`},
-		{[]string{"cluster"}, "turnout: cluster: must be followed by one of: add, list, show, remove, node"},
+		{[]string{"cluster"}, "turnout: cluster: must be followed by one of: add, set, list, show, remove, node"},
 		{[]string{"cluster", "nodes"}, "turnout: cluster: must be followed by one of"},
 		{[]string{"cluster", "node"}, "turnout: cluster node: must be followed by one of: list, drain, undrain, remove"},
 		{[]string{"cluster", "add"}, "turnout: cluster add: accepts 1 arg(s), received 0"},

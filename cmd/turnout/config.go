@@ -13,9 +13,9 @@ import (
 func (a *app) configCommand() *cobra.Command {
 	check := &cobra.Command{
 		Use:   "check [FILE]",
-		Short: "Say whether serve would accept a configuration file",
-		Long: `Say whether serve would accept a configuration file, with the environment laid over it as serve does. An unknown key is
-named with its line. Without FILE, TURNOUT_CONFIG names it.`,
+		Short: "Check a configuration file without starting anything",
+		Long: `Check a configuration file, with the environment laid over it as serve does. An unknown key is named with its line. Certificates,
+tokens and keys that the file names are not opened: serve does that. Without FILE, TURNOUT_CONFIG names it.`,
 		Args: cobra.MaximumNArgs(1),
 	}
 	check.RunE = a.verb(func(_ context.Context, args []string) error {
