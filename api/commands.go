@@ -24,7 +24,6 @@ type explainInput struct {
 	DevicePath
 	ClientID string `query:"client_id" maxLength:"65535" doc:"Client identifier of a synthetic CONNECT; may be empty"`
 	Username string `query:"username" maxLength:"65535" doc:"User name of a synthetic CONNECT; may be empty"`
-	Listener string `query:"listener" maxLength:"255" doc:"Name of the listener that the device comes in by"`
 
 	hasClientID, hasUsername bool
 }
@@ -42,7 +41,7 @@ func (a *API) explainRoute(_ context.Context, in *explainInput) (*answer[client.
 	if p != nil {
 		return nil, p
 	}
-	req := ExplainRequest{Key: key, Listener: in.Listener}
+	req := ExplainRequest{Key: key}
 	if in.hasClientID {
 		req.ClientID = &in.ClientID
 	}
@@ -96,13 +95,14 @@ func (a *API) sendCommand(ctx context.Context, in *commandInput) (*answer[client
 	}), nil
 }
 
-// target finds the home of a device.
+// target finds the home of a device: by its record or, as for its CONNECT, by the policy for devices without one.
 func (a *API) target(key fsm.DeviceKey) (Target, *problem) {
-	d, ok := a.tables.Device(key)
-	if !ok {
-		return Target{}, refusal(fsm.NewError(fsm.CodeNotFound, "key", "no such device"), false)
+	d, _ := a.tables.Device(key)
+	topo := a.tables.Topology()
+	c := topo.ClusterByID(d.Cluster)
+	if c == nil {
+		c = topo.Cluster(a.router.Explain(ExplainRequest{Key: key}).Cluster)
 	}
-	c := a.tables.Topology().ClusterByID(d.Cluster)
 	if c == nil {
 		return Target{}, refusal(fsm.NewError(fsm.CodeNotFound, "key", "the device has no cluster, so there is no channel to it"), false)
 	}

@@ -57,7 +57,6 @@ type ExplainRequest struct {
 	Key      fsm.DeviceKey
 	ClientID *string
 	Username *string
-	Listener string
 }
 
 // Explanation is the answer to an ExplainRequest.

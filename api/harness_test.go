@@ -68,10 +68,11 @@ type peers struct{ status api.PeerStatus }
 
 func (p *peers) Status() api.PeerStatus { return p.status }
 
-// router answers with what it was asked.
+// router answers with what it was asked, and with the cluster that policy names when it was asked for a key alone.
 type router struct {
-	mu  sync.Mutex
-	got api.ExplainRequest
+	mu     sync.Mutex
+	got    api.ExplainRequest
+	policy fsm.ClusterName
 }
 
 func (r *router) Explain(req api.ExplainRequest) api.Explanation {
@@ -84,6 +85,8 @@ func (r *router) Explain(req api.ExplainRequest) api.Explanation {
 	if req.ClientID != nil {
 		key := fsm.DeviceKey(*req.ClientID)
 		ex.DerivedKey = &key
+	} else {
+		ex.Cluster = r.policy
 	}
 	return ex
 }

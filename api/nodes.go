@@ -82,6 +82,9 @@ func (a *API) deleteNode(ctx context.Context, in *deleteNodeInput) (*answer[clie
 	if p != nil {
 		return nil, p
 	}
+	if _, listed := c.Spec.Addresses[n.Name]; listed && c.Spec.Driver == fsm.DriverStatic {
+		return nil, refusal(fsm.NewError(fsm.CodeInUse, "node", "the cluster's address table names it: take it out there"), false)
+	}
 	cmd := &fsm.UpdateNodes{Cluster: c.Name, Remove: []fsm.NodeName{n.Name}}
 	if want != nil {
 		if *want != n.Version {

@@ -56,7 +56,7 @@ func TestClusters(t *testing.T) {
 		t.Fatalf("unexpected result %+v", put)
 	}
 	_, err = c.PutCluster(ctx, "west", spec, client.WriteOptions{IfNoneMatch: true})
-	wantProblem(t, err, 412, "conflict", "header.If-Match")
+	wantProblem(t, err, 412, "conflict", "header.If-None-Match")
 	got, err := c.Cluster(ctx, "west")
 	ok(t, got, err)
 	if got.Version != put.Version || *got.Spec.Port != 1884 || *got.Spec.Weight != 0 || *got.Spec.PollSeconds != 5 ||
@@ -196,11 +196,11 @@ func TestExplainAndCommand(t *testing.T) {
 	g, ctx := newRig(t), t.Context()
 	g.west(t)
 	c := g.client(t, "")
-	ex, err := c.Explain(ctx, "d 1", client.ExplainQuery{ClientID: ptr(""), Listener: "mqtts"})
+	ex, err := c.Explain(ctx, "d 1", client.ExplainQuery{ClientID: ptr("")})
 	if ok(t, ex, err); ex.Verdict != "route" || ex.Cluster != "west" || len(ex.Nodes) != 1 || ex.DerivedKey == nil || *ex.DerivedKey != "" {
 		t.Fatalf("unexpected explanation %+v", ex)
 	}
-	if got := g.router.got; got.ClientID == nil || got.Username != nil || got.Listener != "mqtts" {
+	if got := g.router.got; got.ClientID == nil || got.Username != nil {
 		t.Fatalf("unexpected request %+v", got)
 	}
 	send := func(key string, cmd client.Command) (client.CommandResult, error) {
@@ -211,6 +211,10 @@ func TestExplainAndCommand(t *testing.T) {
 	ok(t, 0, errOf(c.PutDevice(ctx, "d1", client.DevicePut{Blocked: true}, client.WriteOptions{})))
 	_, err = send("d1", client.Command{Payload: ptr("on")})
 	wantProblem(t, err, 404, "not_found", "path.key")
+	g.router.policy = "west" // now every device has a home, with a record or without
+	if res, err := send("never-seen", client.Command{Payload: ptr("on")}); ok(t, res, err).Cluster != "west" || g.commander.to.Node.ID != 0 {
+		t.Fatalf("command by policy went to %+v", g.commander.to)
+	}
 	ok(t, 0, errOf(c.PutDevice(ctx, "d1", client.DevicePut{Cluster: "west", Pin: "w2"}, client.WriteOptions{})))
 	res, err := send("d1", client.Command{ID: "c-7", PayloadBase64: ptr("AP8="), QoS: ptr(uint8(0)), ExpirySeconds: ptr(uint32(9))})
 	want := client.CommandResult{ID: "c-7", Outcome: "dispatched", Detail: "one subscriber", Cluster: "west", Node: "w2"}

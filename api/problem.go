@@ -100,6 +100,8 @@ func location(field string) string {
 		return "path.gateway"
 	case "version":
 		return "header.If-Match"
+	case "absent":
+		return "header.If-None-Match"
 	}
 	return "body." + strings.TrimPrefix(field, "unknown.")
 }

@@ -37,8 +37,12 @@ func (t *Tables) apply(index uint64, c Command) Result {
 // stale reports whether a write guarded by want must be refused for a row of version have, 0 when there is no row.
 func stale(want *uint64, have uint64) bool { return want != nil && *want != have }
 
-func conflict() Result {
-	return refusal(NewError(CodeConflict, "version", "is not the stored version"))
+// conflict is the refusal of a write that stale has judged.
+func conflict(want *uint64, item int) Result {
+	if *want == 0 {
+		return refuseItem(item, CodeConflict, "absent", "exists already")
+	}
+	return refuseItem(item, CodeConflict, "version", "is not the stored version")
 }
 
 func (t *Tables) applyInit(index uint64, c *Init) Result {
@@ -61,7 +65,7 @@ func (t *Tables) applyPutCluster(index uint64, c *PutCluster) Result {
 		cluster = *old
 	}
 	if stale(c.IfVersion, cluster.Version) {
-		return conflict()
+		return conflict(c.IfVersion, -1)
 	}
 	next := topo.edit(index)
 	if old == nil {
@@ -88,7 +92,7 @@ func (t *Tables) applyRemoveCluster(index uint64, c *RemoveCluster) Result {
 	case cluster == nil:
 		return refusal(NewError(CodeNotFound, "name", "no such cluster"))
 	case stale(c.IfVersion, cluster.Version):
-		return conflict()
+		return conflict(c.IfVersion, -1)
 	case t.devices.count[cluster.ID] > 0:
 		return refusal(NewError(CodeInUse, "name", "%d devices are assigned to or placed in this cluster", t.devices.count[cluster.ID]))
 	case topo.Settings.Unknown.Cluster == c.Name:
@@ -107,7 +111,7 @@ func (t *Tables) applyUpdateNodes(index uint64, c *UpdateNodes) Result {
 		return refusal(NewError(CodeNotFound, "name", "no such cluster"))
 	}
 	if stale(c.IfNodesVersion, old.NodesVersion) {
-		return conflict()
+		return conflict(c.IfNodesVersion, -1)
 	}
 	for _, name := range c.Remove {
 		if _, ok := old.NodeByName(name); !ok {
@@ -159,7 +163,7 @@ func (t *Tables) applySetNode(index uint64, c *SetNode) Result {
 		return refusal(NewError(CodeNotFound, "node", "no such node in this cluster"))
 	}
 	if stale(c.IfVersion, old.Nodes[i].Version) {
-		return conflict()
+		return conflict(c.IfVersion, -1)
 	}
 	if old.Nodes[i].Draining == c.Draining {
 		return Result{Version: old.Nodes[i].Version}
@@ -181,7 +185,7 @@ func (t *Tables) applyPutSettings(index uint64, c *PutSettings) Result {
 		return refusal(NewError(CodeConflict, "", "the cluster is not bootstrapped yet"))
 	}
 	if stale(c.IfVersion, s.Version) {
-		return conflict()
+		return conflict(c.IfVersion, -1)
 	}
 	if c.Identity != nil && *c.Identity != s.Identity {
 		if t.devices.rows.Len() > 0 && !c.Force {

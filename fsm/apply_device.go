@@ -18,7 +18,7 @@ func (t *Tables) applyPutDevices(index uint64, c *PutDevices) Result {
 			return refuseItem(i, CodeInvalid, "key", "is not a device key")
 		}
 		if stale(ch.IfVersion, old.version) {
-			return refuseItem(i, CodeConflict, "version", "is not the stored version")
+			return conflict(ch.IfVersion, i)
 		}
 		r, refused := changeRow(topo, old, ch, i)
 		if refused.Code != CodeOK {
@@ -90,7 +90,7 @@ func (t *Tables) applyRemoveDevices(c *RemoveDevices) Result {
 			return refuseItem(i, CodeNotFound, "key", "no such device")
 		}
 		if stale(c.IfVersion, r.version) {
-			return refuseItem(i, CodeConflict, "version", "is not the stored version")
+			return conflict(c.IfVersion, i)
 		}
 	}
 	for _, key := range c.Keys {

@@ -49,7 +49,7 @@ func TestPutDevicesOneChange(t *testing.T) {
 		{name: "strict while the pin goes", before: []DeviceChange{{Cluster: name("west"), Pin: node("w1")}},
 			change: DeviceChange{Pin: node(""), PinStrict: ptr(true)}, code: CodeInvalid, field: "pin_strict"},
 		{name: "expected version of no record", change: DeviceChange{IfVersion: ptr(uint64(4))}, code: CodeConflict, field: "version"},
-		{name: "must not exist", before: []DeviceChange{{}}, change: DeviceChange{IfVersion: ptr(uint64(0))}, code: CodeConflict, field: "version"},
+		{name: "must not exist", before: []DeviceChange{{}}, change: DeviceChange{IfVersion: ptr(uint64(0))}, code: CodeConflict, field: "absent"},
 		{name: "not the stored version", before: []DeviceChange{{}}, change: DeviceChange{IfVersion: ptr(uint64(99))}, code: CodeConflict, field: "version"},
 		{name: "must not exist, and does not", change: DeviceChange{IfVersion: ptr(uint64(0))}, want: Device{}},
 		{name: "the stored version", before: []DeviceChange{{}}, change: DeviceChange{IfVersion: ptr(uint64(10))}, want: Device{}},
@@ -95,7 +95,7 @@ func TestPutDevicesIsAtomic(t *testing.T) {
 		t.Fatalf("batch about one device: %+v", d)
 	}
 	twice := DeviceChange{Key: "y", IfVersion: ptr(uint64(0))}
-	w.refuse(&PutDevices{Changes: []DeviceChange{twice, twice}}, CodeConflict, "version", 1)
+	w.refuse(&PutDevices{Changes: []DeviceChange{twice, twice}}, CodeConflict, "absent", 1)
 	sound(t, w.Tables)
 }
 

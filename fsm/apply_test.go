@@ -28,7 +28,7 @@ func TestPutCluster(t *testing.T) {
 	spec := staticSpec("w1")
 	spec.Weight = 7
 
-	w.refuse(&PutCluster{Name: "west", Spec: spec, IfVersion: ptr(uint64(0))}, CodeConflict, "version", -1)
+	w.refuse(&PutCluster{Name: "west", Spec: spec, IfVersion: ptr(uint64(0))}, CodeConflict, "absent", -1)
 	w.refuse(&PutCluster{Name: "west", Spec: spec, IfVersion: ptr(west.Version + 1)}, CodeConflict, "version", -1)
 	w.refuse(&PutCluster{Name: "north", Spec: spec, IfVersion: ptr(uint64(3))}, CodeConflict, "version", -1)
 

@@ -103,9 +103,6 @@ func (c *Client) Explain(ctx context.Context, key string, q ExplainQuery) (Expla
 	if q.Username != nil {
 		v.Set("username", *q.Username)
 	}
-	if q.Listener != "" {
-		v.Set("listener", q.Listener)
-	}
 	var out Explanation
 	err := c.get(ctx, "/v1/devices", []string{key, "route"}, v, &out)
 	return out, err

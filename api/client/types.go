@@ -177,7 +177,6 @@ type Explanation struct {
 type ExplainQuery struct {
 	ClientID *string
 	Username *string
-	Listener string
 }
 
 // Command is sent to a device through its home cluster's channel. Exactly one of Payload and PayloadBase64 is given.

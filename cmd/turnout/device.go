@@ -81,7 +81,7 @@ func nodeRef(n *client.NodeRef) string {
 }
 
 func (a *app) deviceRoute() *cobra.Command {
-	var clientID, username, listener string
+	var clientID, username string
 	c := &cobra.Command{
 		Use: "route KEY", Short: "Explain where the gateway would send a device now", Args: cobra.ExactArgs(1),
 		Long: `Explain where the gateway would send a device now. With --client-id or --username the explanation is for a CONNECT that carries them;
@@ -89,9 +89,8 @@ nothing is sent to a broker and nothing is recorded.`,
 	}
 	c.Flags().StringVar(&clientID, "client-id", "", "client identifier `TEXT` of the CONNECT")
 	c.Flags().StringVar(&username, "username", "", "user name `TEXT` of the CONNECT")
-	c.Flags().StringVar(&listener, "listener", "", "`NAME` of the listener it would arrive on")
 	return a.clientCommand(c, func(ctx context.Context, cl *client.Client, args []string) error {
-		q := client.ExplainQuery{Listener: listener}
+		var q client.ExplainQuery
 		if c.Flags().Changed("client-id") {
 			q.ClientID = &clientID
 		}

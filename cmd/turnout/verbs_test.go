@@ -124,7 +124,7 @@ func TestVerbs(t *testing.T) {
 				{Name: "n2", Address: "10.20.0.2:1883", State: "down", Draining: true, Reason: "ring"},
 			},
 		})}},
-		{"device_route_connect", "device route d --client-id c␠1 --username= --listener mqtt", "", map[string][]answer{"GET /v1/devices/d/route": ok(client.Explanation{
+		{"device_route_connect", "device route d --client-id c␠1 --username=", "", map[string][]answer{"GET /v1/devices/d/route": ok(client.Explanation{
 			Key: "d", DerivedKey: ptr("/c%201"), Verdict: "refuse", Reason: "unknown", Detail: "the policy is refuse", Index: 50,
 		})}},
 		{"device_route_json", "device route d --client-id= -o json", "", map[string][]answer{"GET /v1/devices/d/route": ok(client.Explanation{
