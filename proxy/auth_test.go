@@ -83,3 +83,52 @@ func TestDeviceHangsUpDuringAuthentication(t *testing.T) {
 	eventually(t, "DISCONNECT at the broker", func() bool { return bytes.Equal(b.seen()[0].got(), mqtt.ClientDisconnect(mqtt.V5)) })
 	eventually(t, "counted", func() bool { return w.results("hangup") == 1 })
 }
+
+// TestAuthenticationKeepsNobodyFromHome lets a device dawdle over its AUTH at a node that has just left its cool-down.
+func TestAuthenticationKeepsNobodyFromHome(t *testing.T) {
+	w, brokers := threeNodes(t, testConfig())
+	home := w.ringOrder("west", "a")[0]
+	first := brokers[home]
+	first.setScript(func(v *visit) { v.answer([]byte{0x20, 3, 0, 0x88, 0}) })
+	for range mostDoubts {
+		w.connect(packet5("a"), accept5)
+	}
+	node := w.node("west", fsm.NodeName(home)).ID
+	eventually(t, "the end of the cool-down", func() bool { return !w.gw.health.cooling(node) })
+	first.setScript(func(v *visit) {
+		if v.c.HasAuthMethod {
+			v.answer(challenge())
+			v.drain()
+			return
+		}
+		v.accept()
+	})
+	w.connect(authConnect(w.keyAt("west", home)), challenge())
+	w.connect(packet5("a"), accept5)
+	if ids := first.ids(); len(ids) != mostDoubts+2 {
+		t.Errorf("home saw %q, the device went elsewhere", ids)
+	}
+}
+
+// TestRefusalDuringAuthenticationIsPassedOn has a node refuse and close while the device still sends.
+func TestRefusalDuringAuthenticationIsPassedOn(t *testing.T) {
+	w, b := oneCluster(t, testConfig())
+	refusal := []byte{0x20, 3, 0, 0x87, 0}
+	b.setScript(func(v *visit) {
+		v.answer(challenge())
+		_ = v.conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+		expect(t, v.conn, make([]byte, 1))
+		v.answer(refusal)
+	})
+	for range 20 {
+		c := w.connect(authConnect("a"), challenge())
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			_, _ = c.Write(make([]byte, 4<<20))
+		}()
+		expect(t, c, refusal)
+		_ = c.Close()
+		<-sent
+	}
+}

@@ -22,8 +22,9 @@ const (
 	bindingQueue   = 16 << 10              // devices waiting; more are dropped and recorded at their next CONNECT
 	bindingBatch   = 1024                  // devices in one command
 	bindingWait    = 20 * time.Millisecond // for a batch to fill
-	bindingTries   = 6                     // of a batch that was not proposed
+	bindingTries   = 6                     // of a batch whose outcome is unknown
 	bindingPause   = 100 * time.Millisecond
+	bindingPauses  = 5               // doublings of the pause
 	bindingTimeout = 5 * time.Second // of one try
 	bindingFlush   = time.Second     // for what is left at the end
 )
@@ -128,7 +129,7 @@ func (w *bindingWriter) run(ctx context.Context) {
 			if len(cmd.Bindings) == 0 {
 				break
 			}
-			w.write(ctx, cmd, bindingTries)
+			w.write(ctx, cmd)
 			if n := w.depth(); n > 0 && n < bindingBatch {
 				notify(w.more) // what is left waits for company again
 				break
@@ -151,34 +152,65 @@ func (w *bindingWriter) gather(ctx context.Context) {
 func (w *bindingWriter) flush() {
 	ctx, cancel := context.WithTimeout(context.Background(), bindingFlush)
 	defer cancel()
-	for ctx.Err() == nil && w.depth() > 0 {
-		w.write(ctx, w.take(), 1)
+	for w.depth() > 0 {
+		cmd := w.take()
+		if label, err := w.propose(ctx, cmd); err != nil {
+			w.drop(label, cmd, err)
+		}
 	}
 }
 
-// write proposes one batch, again while it is certain that nothing was proposed.
-func (w *bindingWriter) write(ctx context.Context, cmd *fsm.Bind, tries int) {
-	pause := w.pause
-	for try := 1; ; try++ {
-		attempt, cancel := context.WithTimeout(ctx, bindingTimeout)
-		res, err := w.proposer.Propose(attempt, cmd)
-		cancel()
+// write proposes one batch until its outcome is known. While there is no leader it waits for one, and the queue behind it fills up to its bound.
+// What is unknown is proposed again, because a binding may be applied twice, but not for ever: nothing says that the next time is better.
+// When ctx ends the batch goes back to the queue.
+func (w *bindingWriter) write(ctx context.Context, cmd *fsm.Bind) {
+	pause, unknown := w.pause, 0
+	for {
+		label, err := w.propose(ctx, cmd)
+		if label == bindingUnknown {
+			unknown++
+		}
 		switch {
 		case err == nil:
-			w.count(res.Bind)
 			return
-		case !errors.Is(err, fsm.ErrNoLeader):
-			label := bindingFailed
-			if code := fsm.CodeOf(err); code == fsm.CodeUnknown || code == fsm.CodeTimeout {
-				label = bindingUnknown
-			}
+		case ctx.Err() != nil:
+			w.putBack(cmd)
+			return
+		case label == bindingFailed && !errors.Is(err, fsm.ErrNoLeader), unknown == bindingTries:
 			w.drop(label, cmd, err)
 			return
-		case try == tries || !sleep(ctx, pause):
-			w.drop(bindingFailed, cmd, err)
+		}
+		if !sleep(ctx, pause) {
+			w.putBack(cmd)
 			return
 		}
-		pause *= 2
+		pause = min(2*pause, w.pause<<bindingPauses)
+	}
+}
+
+// propose tries once, and counts what was written. label says what an error means.
+func (w *bindingWriter) propose(ctx context.Context, cmd *fsm.Bind) (label string, err error) {
+	attempt, cancel := context.WithTimeout(ctx, bindingTimeout)
+	defer cancel()
+	res, err := w.proposer.Propose(attempt, cmd)
+	switch code := fsm.CodeOf(err); {
+	case err == nil, code == fsm.CodeTimeout: // the second: applied, and on its way here
+		w.count(res.Bind)
+		return "", nil
+	case code == fsm.CodeUnknown:
+		return bindingUnknown, err
+	}
+	return bindingFailed, err
+}
+
+// putBack returns a batch to the queue, except for devices that were accepted elsewhere since.
+func (w *bindingWriter) putBack(cmd *fsm.Bind) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, b := range cmd.Bindings {
+		if _, queued := w.queue[b.Key]; !queued {
+			w.queue[b.Key] = Place{Cluster: b.Cluster, Node: b.Node}
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -126,17 +127,30 @@ func TestBindingFailures(t *testing.T) {
 			}
 			return nil
 		}, 3, bindingCreated},
-		{"never proposed", func(int) error { return noLeader }, bindingTries, bindingFailed},
-		{"outcome unknown", func(int) error { return fsm.NewError(fsm.CodeUnknown, "", "leader lost") }, 1, bindingUnknown},
-		{"deadline", func(int) error { return context.DeadlineExceeded }, 1, bindingUnknown},
+		{"no leader for long", func(call int) error {
+			if call <= 5*bindingTries {
+				return noLeader
+			}
+			return nil
+		}, 5*bindingTries + 1, bindingCreated},
+		{"leader lost, then written", func(call int) error {
+			if call == 1 {
+				return fsm.NewError(fsm.CodeUnknown, "", "leader lost")
+			}
+			return nil
+		}, 2, bindingCreated},
+		{"outcome unknown", func(int) error { return fsm.NewError(fsm.CodeUnknown, "", "leader lost") }, bindingTries, bindingUnknown},
+		{"deadline", func(int) error { return context.DeadlineExceeded }, bindingTries, bindingUnknown},
+		{"applied, not here yet", func(int) error { return fsm.NewError(fsm.CodeTimeout, "", "late") }, 1, bindingCreated},
 		{"refused", func(int) error { return fsm.NewError(fsm.CodeInvalid, "key", "bad") }, 1, bindingFailed},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			p := &scriptedProposer{answer: func(call int, b *fsm.Bind) (fsm.Result, error) {
-				if err := tc.answer(call); err != nil {
+				err := tc.answer(call)
+				if err != nil && !errors.Is(err, fsm.ErrTimeout) {
 					return fsm.Result{}, err
 				}
-				return fsm.Result{Bind: fsm.Outcome{Created: len(b.Bindings)}}, nil
+				return fsm.Result{Bind: fsm.Outcome{Created: len(b.Bindings)}}, err
 			}}
 			w, _, count := writing(t, p)
 			w.enqueue("a", Place{1, 1})
@@ -186,5 +200,25 @@ func TestBindingsAreFlushedAtTheEnd(t *testing.T) {
 	stop()
 	if count(bindingUnknown) != 1 {
 		t.Error("not counted at shutdown")
+	}
+}
+
+// TestBatchInHandIsFlushedAtTheEnd ends the writer while a batch waits for a leader.
+func TestBatchInHandIsFlushedAtTheEnd(t *testing.T) {
+	var ending atomic.Bool
+	p := &scriptedProposer{answer: func(_ int, b *fsm.Bind) (fsm.Result, error) {
+		if !ending.Load() {
+			return fsm.Result{}, fsm.NewError(fsm.CodeNoLeader, "", "no leader")
+		}
+		return fsm.Result{Bind: fsm.Outcome{Created: len(b.Bindings)}}, nil
+	}}
+	w, stop, count := writing(t, p)
+	w.pause = time.Hour // of the batch that is in hand
+	w.enqueue("a", Place{1, 1})
+	eventually(t, "the batch in hand", func() bool { return p.calls() == 1 })
+	ending.Store(true)
+	stop()
+	if count(bindingCreated) != 1 || count(bindingFailed) != 0 {
+		t.Error("lost at shutdown")
 	}
 }

@@ -288,6 +288,9 @@ func TestUnreadableConnackIsPassedOn(t *testing.T) {
 	if _, ok := w.Device("a"); ok {
 		t.Error("recorded")
 	}
+	eventually(t, "DISCONNECT at the broker, which takes the device for connected", func() bool {
+		return bytes.Equal(b.seen()[0].got(), mqtt.ClientDisconnect(mqtt.V5))
+	})
 }
 
 func TestConnackInPieces(t *testing.T) {

@@ -13,6 +13,8 @@ import (
 const (
 	firstCoolDown = 250 * time.Millisecond
 	mostCoolDown  = 2 * time.Second
+	// mostDoubts is how many devices in a row a node may leave unserved before it is taken for failing.
+	mostDoubts = 3
 )
 
 // health is what this gateway has seen of broker nodes while connecting devices, shared by all listeners. It never takes a
@@ -27,7 +29,8 @@ type health struct {
 
 // ailment is a node whose last attempt failed.
 type ailment struct {
-	failures int
+	doubts   int       // answers that may be about the device
+	failures int       // 0: never in a cool-down, only doubted
 	until    time.Time // end of the cool-down
 	probing  bool      // one attempt after the cool-down is under way
 }
@@ -57,7 +60,7 @@ func (h *health) begin(id fsm.NodeID) bool {
 	defer h.mu.Unlock()
 	a := h.nodes[id]
 	switch {
-	case a == nil:
+	case a == nil, a.failures == 0:
 		return true
 	case a.probing || h.now().Before(a.until):
 		return false
@@ -77,17 +80,39 @@ func (h *health) succeeded(id fsm.NodeID) {
 	h.ailing.Store(int32(len(h.nodes)))
 }
 
-// failed ends an attempt: the node did not answer, or said that it cannot serve. Failures during a cool-down count as one, so
+// doubted ends an attempt: the node took the connection and did not serve the device. That may be about this device alone (EMQX answers 0x89,
+// and 0x03 to 3.x, for a client identifier that is locked; an authenticator may hang over one password), and one such device must not
+// keep the others from home. Several in a row, with nobody served in between, are a failure.
+func (h *health) doubted(id fsm.NodeID) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a := h.ailment(id)
+	if a.doubts++; a.failures > 0 || a.doubts >= mostDoubts {
+		h.fail(a)
+	}
+}
+
+// failed ends an attempt: the node could not be reached. Failures during a cool-down count as one, so
 // that a burst of devices doesn't lengthen it.
 func (h *health) failed(id fsm.NodeID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.fail(h.ailment(id))
+}
+
+// ailment is the one of a node, a new one if need be.
+func (h *health) ailment(id fsm.NodeID) *ailment {
 	a := h.nodes[id]
 	if a == nil {
 		a = &ailment{}
 		h.nodes[id] = a
 		h.ailing.Store(int32(len(h.nodes)))
 	}
+	return a
+}
+
+// fail begins a cool-down, unless there is one.
+func (h *health) fail(a *ailment) {
 	now := h.now()
 	if now.Before(a.until) {
 		return

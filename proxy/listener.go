@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/pires/go-proxyproto"
@@ -111,15 +112,28 @@ func (l *listener) open(raw net.Conn) (conn net.Conn, remote net.Addr, res resul
 	}
 	t := tls.Server(conn, l.tls)
 	if err := t.Handshake(); err != nil {
-		switch {
-		case err == io.EOF: // nothing came
-			return nil, nil, resultProbe
-		case errors.Is(err, os.ErrDeadlineExceeded):
+		if t.ConnectionState().Version == 0 { // no ClientHello
+			if res := silent(err); res != "" {
+				return nil, nil, res
+			}
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
 			return nil, nil, resultTimeout
 		}
 		return nil, nil, resultTLS
 	}
 	return t, remote, ""
+}
+
+// silent names the end of a connection on which nothing came: "" when it was neither a probe, be it ended in order or by a reset, nor silence.
+func silent(err error) result {
+	switch {
+	case err == io.EOF, errors.Is(err, syscall.ECONNRESET):
+		return resultProbe
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return resultTimeout
+	}
+	return ""
 }
 
 // readProxyHeader reads the header of the PROXY protocol, version 1 or 2, from a source that may send one.
@@ -133,11 +147,8 @@ func (l *listener) readProxyHeader(raw net.Conn) (net.Conn, net.Addr, result) {
 	}
 	r := bufio.NewReaderSize(raw, proxyBuffer)
 	if _, err := r.Peek(1); err != nil {
-		switch {
-		case err == io.EOF:
-			return nil, nil, resultProbe
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			return nil, nil, resultTimeout
+		if res := silent(err); res != "" {
+			return nil, nil, res
 		}
 		return nil, nil, resultHangup
 	}
@@ -145,6 +156,8 @@ func (l *listener) readProxyHeader(raw net.Conn) (net.Conn, net.Addr, result) {
 	switch {
 	case err == nil:
 	case errors.Is(err, proxyproto.ErrNoProxyProtocol) && l.cfg.ProxyProtocol == ProxyAccept:
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return nil, nil, resultTimeout
 	default:
 		return nil, nil, resultProxyHeader
 	}

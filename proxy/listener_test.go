@@ -190,6 +190,48 @@ func TestTLS(t *testing.T) {
 	})
 }
 
+// TestSilenceIsCountedAlike ends connections before MQTT begins: in order, by a reset, and not at all.
+func TestSilenceIsCountedAlike(t *testing.T) {
+	cert, key, _ := certificates(t)
+	secure := &TLSConfig{CertFile: cert, KeyFile: key}
+	for _, l := range []ListenerConfig{
+		{Name: "plain"}, {Name: "tls", TLS: secure},
+		{Name: "behind", ProxyProtocol: ProxyRequire, Trusted: []string{"127.0.0.1/32"}},
+		{Name: "both", ProxyProtocol: ProxyAccept, Trusted: []string{"127.0.0.1/32"}, TLS: secure},
+	} {
+		t.Run(l.Name, func(t *testing.T) {
+			l.Address = "127.0.0.1:0"
+			cfg := testConfig()
+			cfg.Listeners, cfg.ConnectTimeout = []ListenerConfig{l}, 300*time.Millisecond
+			w, _ := oneCluster(t, cfg)
+			_ = w.dialTo(l.Name).Close()
+			c := w.dialTo(l.Name)
+			eventually(t, "the connection to be accepted", func() bool {
+				w.gw.tracker.mu.Lock()
+				defer w.gw.tracker.mu.Unlock()
+				return len(w.gw.tracker.conns) > 0
+			})
+			_ = c.(*net.TCPConn).SetLinger(0)
+			_ = c.Close()
+			eventually(t, "two probes", func() bool { return w.results("probe") == 2 })
+			w.dialTo(l.Name)
+			half := w.dialTo(l.Name)
+			switch {
+			case l.ProxyProtocol != "":
+				_, _ = half.Write([]byte("\r\n\r\n\x00\r\nQ")) // of version 2
+			case l.TLS != nil:
+				_, _ = half.Write([]byte{0x16, 3, 1, 0, 200})
+			default:
+				_, _ = half.Write([]byte{0x10, 200})
+			}
+			eventually(t, "two timeouts", func() bool { return w.results("timeout") == 2 })
+			if n := w.metric("turnout_connects_total"); n != 4 {
+				t.Errorf("%v results counted", n)
+			}
+		})
+	}
+}
+
 // TestStreamsThroughTheGateway compares random streams by hash, both ways.
 func TestStreamsThroughTheGateway(t *testing.T) {
 	seed := rand.Uint64()

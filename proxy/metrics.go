@@ -32,6 +32,7 @@ const (
 	attemptRefused     = "refused"      // CONNACK with a code about the device
 	attemptCannotServe = "cannot_serve" // CONNACK with a code about the node
 	attemptDial        = "dial"
+	attemptLocal       = "local"      // no descriptor, port or memory left here for a dial
 	attemptClosed      = "closed"     // before CONNACK
 	attemptTimeout     = "timeout"    // no CONNACK in time
 	attemptBadAnswer   = "bad_answer" // not MQTT, or another packet first

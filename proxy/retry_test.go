@@ -2,10 +2,16 @@ package proxy
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"turnout/fsm"
 	"turnout/proxy/mqtt"
@@ -390,4 +396,178 @@ func TestAssignmentHoldsAtOnce(t *testing.T) {
 			t.Fatalf("not at cluster %s", name)
 		}
 	}
+}
+
+// TestDeadlineSuppressesTheWill lets the deadline of CONNACK end many attempts: whichever timer is first, the node is told.
+func TestDeadlineSuppressesTheWill(t *testing.T) {
+	cfg := testConfig()
+	cfg.ConnectTimeout = 150 * time.Millisecond
+	w, b := oneCluster(t, cfg)
+	b.setScript(func(v *visit) { v.drain() })
+	const n = 100
+	for i := range n {
+		c := w.dial()
+		_, _ = c.Write(connectPacket("MQTT", 5, 0x06, []byte{0}, field(fmt.Sprint("dev-", i)), []byte{0}, field("will"), field("gone")))
+	}
+	eventually(t, "all attempts given up", func() bool { return w.attempts(attemptAbandoned) == n })
+	for _, v := range b.seen() {
+		eventually(t, "the end at the broker", v.isClosed)
+		if got := v.got(); !bytes.Equal(got, mqtt.ClientDisconnect(mqtt.V5)) {
+			t.Errorf("%s: the node got % x, want DISCONNECT", v.c.ClientID, got)
+		}
+	}
+	if w.gw.health.ailing.Load() != 0 {
+		t.Error("the device's deadline was held against the node")
+	}
+}
+
+func TestDialOutcomes(t *testing.T) {
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	for _, tc := range []struct {
+		name string
+		ctx  context.Context
+		err  error
+		cut  bool
+		want string
+	}{
+		{"refused", t.Context(), dial(os.NewSyscallError("connect", syscall.ECONNREFUSED)), true, attemptDial},
+		{"no answer", t.Context(), dial(os.ErrDeadlineExceeded), false, attemptDial},
+		{"no answer in less than its time", t.Context(), dial(os.ErrDeadlineExceeded), true, attemptAbandoned},
+		{"the device left", over, dial(context.Canceled), false, attemptAbandoned},
+		{"no descriptor", t.Context(), dial(os.NewSyscallError("socket", syscall.EMFILE)), false, attemptLocal},
+		{"no port", t.Context(), dial(os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)), false, attemptLocal},
+	} {
+		if got := dialOutcome(tc.ctx, tc.err, tc.cut); got != tc.want {
+			t.Errorf("%s: %s, want %s", tc.name, got, tc.want)
+		}
+	}
+}
+
+// TestWantOfDescriptorsIsNoFaultOfTheNodes keeps the nodes out of their cool-down when it is the gateway that can't dial.
+func TestWantOfDescriptorsIsNoFaultOfTheNodes(t *testing.T) {
+	b := newBroker(t, "w1")
+	tb := newTables(t, fsm.Policy{Kind: fsm.PolicyRefuse})
+	tb.cluster("west", 1, b.change())
+	tb.apply(&fsm.PutSettings{Unknown: &fsm.Policy{Kind: fsm.PolicyCluster, Cluster: "west"}})
+	g, err := New(testConfig(), Options{Tables: tb.Tables, Proposer: tb, Registerer: prometheus.NewRegistry()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.dialer.Control = func(string, string, syscall.RawConn) error { return syscall.EMFILE }
+	if err := g.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close(context.Background())
+	w := &world{tables: tb, gw: g}
+	expectEnd(t, w.connect(packet5("a"), []byte{0x20, 3, 0, 0x88, 0}), nil)
+	if g.health.ailing.Load() != 0 {
+		t.Error("held against the node")
+	}
+}
+
+// TestShutdownLeavesTheDisconnectAlone answers an attempt that shutdown gave up: no reset may overtake the DISCONNECT.
+func TestShutdownLeavesTheDisconnectAlone(t *testing.T) {
+	w, b := oneCluster(t, testConfig())
+	release := make(chan struct{})
+	b.setScript(func(v *visit) {
+		<-release
+		for range 10 {
+			if _, err := v.conn.Write(accept5); err != nil {
+				t.Errorf("the broker met a closed socket: %v", err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+		v.drain()
+	})
+	c := w.dial()
+	_, _ = c.Write(packet5("a"))
+	eventually(t, "the CONNECT at the broker", func() bool { return len(b.seen()) == 1 })
+	closed := make(chan error, 1)
+	go func() { closed <- w.gw.Close(context.Background()) }()
+	eventually(t, "the device to be told", func() bool { return w.results("shutting_down") == 1 })
+	close(release)
+	v := b.seen()[0]
+	eventually(t, "the end at the broker", v.isClosed)
+	if !bytes.Equal(v.got(), mqtt.ClientDisconnect(mqtt.V5)) || v.reset {
+		t.Errorf("the broker got % x, reset %v", v.got(), v.reset)
+	}
+	if err := <-closed; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// slowDeadline holds up SetDeadline until it is let go.
+type slowDeadline struct {
+	net.Conn
+	entered, goOn chan struct{}
+	set           atomic.Bool
+}
+
+func (c *slowDeadline) SetDeadline(time.Time) error {
+	close(c.entered)
+	<-c.goOn
+	c.set.Store(true)
+	return nil
+}
+
+// TestInterruptIsOverWhenReleased holds up the interrupt: a deadline that the caller sets next must not be overtaken by it.
+func TestInterruptIsOverWhenReleased(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &slowDeadline{entered: make(chan struct{}), goOn: make(chan struct{})}
+	release := interrupt(ctx, c)
+	cancel()
+	<-c.entered
+	time.AfterFunc(20*time.Millisecond, func() { close(c.goOn) })
+	if release() || !c.set.Load() {
+		t.Error("released while the interrupt was under way")
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	release = interrupt(ctx, &slowDeadline{})
+	if !release() {
+		t.Error("interrupted without a cause")
+	}
+	cancel()
+}
+
+// TestOneDeviceKeepsNobodyFromHome has a node turn one device away, again and again, that others are at home with.
+func TestOneDeviceKeepsNobodyFromHome(t *testing.T) {
+	w, brokers := threeNodes(t, testConfig())
+	home := w.ringOrder("west", "a")[0]
+	locked := "locked-"
+	for w.ringOrder("west", locked)[0] != home {
+		locked += "x"
+	}
+	brokers[home].setScript(func(v *visit) {
+		if string(v.c.ClientID) == locked {
+			v.answer([]byte{0x20, 3, 0, 0x89, 0})
+			return
+		}
+		v.accept()
+	})
+	for range 10 {
+		w.connect(packet5(locked), accept5) // elsewhere
+		w.connect(packet5("a"), accept5)
+	}
+	if n := len(brokers[home].seen()); n != 20 {
+		t.Errorf("the home of both saw %d of 20 CONNECTs", n)
+	}
+}
+
+// TestNodeThatServesNobodyCools is what the doubts are for.
+func TestNodeThatServesNobodyCools(t *testing.T) {
+	w, brokers := threeNodes(t, testConfig())
+	home := w.ringOrder("west", "a")[0]
+	node := w.node("west", fsm.NodeName(home)).ID
+	brokers[home].setScript(func(v *visit) { v.answer([]byte{0x20, 3, 0, 0x9C, 0}) })
+	for range mostDoubts {
+		w.connect(packet5("a"), accept5)
+	}
+	eventually(t, "a cool-down", func() bool { w.connect(packet5("a"), accept5); return w.gw.health.cooling(node) })
+	brokers[home].setScript(nil)
+	eventually(t, "the device at home", func() bool {
+		w.connect(packet5("a"), accept5)
+		return w.gw.health.ailing.Load() == 0
+	})
 }

@@ -183,6 +183,8 @@ func (s *session) attempts(ctx context.Context, buf []byte) (u *upstream, outcom
 		u, outcome = s.try(ctx, node, buf)
 		if outcome != "" {
 			s.report(node, outcome)
+		} else {
+			s.g.health.released(node.ID) // it answers; what follows takes as long as the device likes
 		}
 		switch outcome {
 		case "", attemptAccepted, attemptRefused:
@@ -198,10 +200,10 @@ func (s *session) attempts(ctx context.Context, buf []byte) (u *upstream, outcom
 // reaches the device, so no other node may be asked any more.
 func (s *session) authenticate(ctx context.Context, u *upstream) (res result, handed bool) {
 	_ = u.conn.SetDeadline(s.deadline)
-	stop := context.AfterFunc(ctx, func() { _ = u.conn.SetDeadline(longAgo) })
+	release := interrupt(ctx, u.conn)
 	s.early.stop(s.deadline)
 	if s.early.broken {
-		stop()
+		release()
 		s.report(u.node, attemptAbandoned)
 		s.g.abandon(u.conn)
 		return resultHangup, false
@@ -217,12 +219,15 @@ func (s *session) authenticate(ctx context.Context, u *upstream) (res result, ha
 		err = u.readPacket()
 	}
 	s.early.stop(s.deadline)
-	switch stopped := stop(); {
-	case err != nil:
-	case !stopped:
+	if !release() && err == nil {
 		err = ctx.Err()
-	case s.early.lost:
-		err = io.ErrShortWrite // what the device sent is not whole at the node: there can be no session
+	}
+	outcome := ""
+	if err == nil {
+		// Other nodes are out of the question, so that "cannot serve" is a refusal like any other for the device.
+		if outcome = s.judge(u); outcome == attemptAccepted && s.early.lost {
+			err = io.ErrShortWrite // what the device sent is not whole at the node: there can be no session
+		}
 	}
 	if err != nil || s.early.broken {
 		s.report(u.node, attemptOutcome(ctx, err, true))
@@ -233,8 +238,6 @@ func (s *session) authenticate(ctx context.Context, u *upstream) (res result, ha
 		s.refuseAs(mqtt.RefuseServerUnavailable)
 		return resultUnavailable, false
 	}
-	// Other nodes are out of the question, so that "cannot serve" is a refusal like any other for the device.
-	outcome := s.judge(u)
 	s.report(u.node, outcome)
 	if outcome != attemptAccepted {
 		return s.passRefusal(u), false
@@ -244,7 +247,11 @@ func (s *session) authenticate(ctx context.Context, u *upstream) (res result, ha
 
 // passRefusal gives a broker's refusal to the device as it is.
 func (s *session) passRefusal(u *upstream) result {
-	_ = u.conn.Close()
+	if u.unread {
+		s.g.abandon(u.conn)
+	} else {
+		_ = u.conn.Close()
+	}
 	s.refuse(u.packet())
 	return resultBroker
 }

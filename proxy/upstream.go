@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 	"time"
 
 	"turnout/fsm"
@@ -29,6 +30,8 @@ type upstream struct {
 	// answer is what the node sent, from a packet boundary on; its first packet is first bytes long.
 	answer []byte
 	first  int
+	// unread is set when the answer is a CONNACK that can't be read: the node may think that the device is connected.
+	unread bool
 }
 
 // packet is the first packet of the answer.
@@ -63,30 +66,28 @@ func (u *upstream) readPacket() error {
 // the upstream holds the CONNACK; for "" it holds an AUTH. With every other outcome, and with attemptCannotServe, the
 // connection is closed already.
 func (s *session) try(ctx context.Context, node *fsm.Node, buf []byte) (u *upstream, outcome string) {
-	dial, cancel := context.WithTimeout(ctx, s.g.cfg.DialTimeout)
+	limit := time.Now().Add(s.g.cfg.DialTimeout)
+	cut := s.deadline.Before(limit)
+	dial, cancel := context.WithDeadline(ctx, limit)
 	conn, err := s.g.dialer.DialContext(dial, "tcp", node.Address)
 	cancel()
 	if err != nil {
-		if ctx.Err() != nil {
-			return nil, attemptAbandoned
-		}
-		return nil, attemptDial
+		return nil, dialOutcome(ctx, err, cut)
 	}
 	u = &upstream{conn: conn, node: node, answer: buf[:0]}
-	limit := time.Now().Add(s.g.cfg.ConnackTimeout)
-	cut := s.deadline.Before(limit)
-	if cut {
+	limit = time.Now().Add(s.g.cfg.ConnackTimeout)
+	if cut = s.deadline.Before(limit); cut {
 		limit = s.deadline
 	}
 	_ = conn.SetDeadline(limit)
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(longAgo) })
+	release := interrupt(ctx, conn)
 	if _, err := conn.Write(s.packet); err != nil {
-		stop()
+		release()
 		_ = conn.Close() // the CONNECT is not complete there: no will to suppress
 		return nil, attemptOutcome(ctx, err, cut)
 	}
 	err = u.readPacket()
-	if !stop() && err == nil {
+	if !release() && err == nil {
 		err = ctx.Err()
 	}
 	if err == nil {
@@ -100,6 +101,36 @@ func (s *session) try(ctx context.Context, node *fsm.Node, buf []byte) (u *upstr
 	}
 	s.g.abandon(conn)
 	return nil, attemptOutcome(ctx, err, cut)
+}
+
+// interrupt wakes whoever waits for conn when ctx ends. release ends that, and is false when ctx was first; behind it the deadline of conn
+// is the caller's alone: one set by the caller before an interrupt still under way would be lost, and with it the DISCONNECT.
+func interrupt(ctx context.Context, conn net.Conn) (release func() bool) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = conn.SetDeadline(longAgo)
+	})
+	return func() bool {
+		if stop() {
+			return true
+		}
+		<-done
+		return false
+	}
+}
+
+// dialOutcome names a failed dial. cut is that of attemptOutcome.
+func dialOutcome(ctx context.Context, err error, cut bool) string {
+	var timeout net.Error
+	switch {
+	case ctx.Err() != nil, cut && errors.As(err, &timeout) && timeout.Timeout():
+		return attemptAbandoned
+	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM),
+		errors.Is(err, syscall.EADDRNOTAVAIL):
+		return attemptLocal
+	}
+	return attemptDial
 }
 
 // attemptOutcome names a failed attempt. cut tells that the node was given less than its time, so that the lack of an answer
@@ -131,6 +162,7 @@ func (s *session) judge(u *upstream) string {
 		case err == nil && c.Success():
 			return attemptAccepted
 		}
+		u.unread = err != nil
 		return attemptRefused // also what can't be read: the device may know better
 	}
 	return attemptBadAnswer
@@ -140,12 +172,14 @@ func (s *session) judge(u *upstream) string {
 func (s *session) report(node *fsm.Node, outcome string) {
 	s.g.metrics.attempts.WithLabelValues(string(s.decision.Cluster.Name), outcome).Inc()
 	switch outcome {
-	case attemptDial, attemptCannotServe, attemptTimeout:
+	case attemptDial:
 		s.g.health.failed(node.ID)
+	case attemptCannotServe, attemptTimeout:
+		s.g.health.doubted(node.ID)
 	case attemptAccepted, attemptRefused:
 		s.g.health.succeeded(node.ID)
 	default:
-		// A close before CONNACK may be this device's own doing, and must not turn the others away.
+		// A close before CONNACK may be this device's own doing, and must not turn the others away; nor must what this gateway lacks.
 		s.g.health.released(node.ID)
 	}
 }
@@ -160,17 +194,16 @@ func (g *Gateway) abandon(conn net.Conn) {
 		return
 	}
 	relay.CloseWrite(conn)
-	if !g.tracker.add(conn) {
-		return
-	}
 	g.serving.Add(1)
 	go g.drainAbandoned(conn)
 }
 
+// drainAbandoned also holds at shutdown, for closeGrace at most.
 func (g *Gateway) drainAbandoned(conn net.Conn) {
 	defer g.serving.Done()
+	stop := context.AfterFunc(g.ctx, func() { _ = conn.SetDeadline(time.Now().Add(min(closeGrace, g.cfg.ConnackTimeout))) })
+	defer stop()
 	g.discard(conn)
-	g.tracker.remove(conn)
 	_ = conn.Close()
 }
 

@@ -3,6 +3,8 @@ package relay
 import (
 	"crypto/tls"
 	"net"
+
+	"golang.org/x/sys/unix"
 )
 
 // TCP finds the TCP connection at the bottom of c, which may be wrapped by TLS or by anything else that has a NetConn
@@ -31,11 +33,21 @@ func CloseWrite(c net.Conn) {
 	}
 }
 
-// Reset closes c so that the peer sees a reset, and what has not been sent yet is dropped.
-func Reset(c net.Conn) {
-	if t := TCP(c); t != nil {
-		_ = t.SetLinger(0)
-		_ = t.Close() // below TLS: no close_notify may make it look like an end in order
+// gone looks, without reading, whether the peer of c has ended its stream or broken the connection.
+func gone(c net.Conn) (ended, broken bool) {
+	t := TCP(c)
+	if t == nil {
+		return false, false
 	}
-	_ = c.Close()
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return false, false
+	}
+	_ = raw.Control(func(fd uintptr) { // fails when c is closed: then somebody knows already
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		if n, err := unix.Poll(p, 0); n == 1 && err == nil {
+			ended, broken = p[0].Revents&unix.POLLRDHUP != 0, p[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0
+		}
+	})
+	return ended, broken
 }

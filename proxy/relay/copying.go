@@ -13,6 +13,9 @@ import (
 // bufferBytes is the size of one transfer, and the most that a session holds in each direction.
 const bufferBytes = 16 << 10
 
+// brokenLinger is the most that is left to one side after the other broke: time to take what came before, and to close.
+const brokenLinger = 5 * time.Second
+
 // Options of an engine. The zero value of a field means its default.
 type Options struct {
 	// Linger is how long one direction may go on after the other has ended. Default 30 s.
@@ -39,8 +42,9 @@ type Copying struct {
 	totals  [2]atomic.Uint64
 	running sync.WaitGroup // one for each session
 
-	mu       sync.Mutex // guards the two below
+	mu       sync.Mutex // guards the three below
 	sessions map[*session]struct{}
+	sweeper  *time.Timer // runs while there are sessions
 	closed   bool
 }
 
@@ -62,16 +66,19 @@ const (
 
 // session is one pair. Its two pumps end it together: the last one to leave closes both connections.
 type session struct {
-	engine *Copying
-	ends   [2]*end // device, upstream
-	done   func(Stats)
-	bytes  [2]atomic.Uint64
-	cause  atomic.Uint32
-	pumps  atomic.Int32
-	abort  sync.Once
+	engine  *Copying
+	ends    [2]*end // device, upstream: the source of each direction
+	done    func(Stats)
+	bytes   [2]atomic.Uint64
+	writing [2]atomic.Bool
+	stuck   [2]uint64 // of sweep: bytes at the last one, and 1, if a write was under way; else 0
+	cause   atomic.Uint32
+	pumps   atomic.Int32
+	abort   sync.Once
 
-	mu     sync.Mutex // guards linger
+	mu     sync.Mutex // guards the two below
 	linger *time.Timer
+	until  time.Time // when linger fires
 }
 
 // Start implements Engine.
@@ -87,6 +94,9 @@ func (e *Copying) Start(p Pair) Session {
 	}
 	e.sessions[s] = struct{}{}
 	e.running.Add(1)
+	if e.sweeper == nil {
+		e.sweeper = time.AfterFunc(e.opts.Linger, e.sweep)
+	}
 	e.mu.Unlock()
 	for _, end := range s.ends {
 		if t := TCP(end.conn); t != nil {
@@ -107,6 +117,9 @@ func (e *Copying) Totals() (from, to uint64) {
 func (e *Copying) Close() {
 	e.mu.Lock()
 	e.closed = true
+	if e.sweeper != nil {
+		e.sweeper.Stop()
+	}
 	for s := range e.sessions {
 		s.Close(CauseShutdown)
 	}
@@ -124,65 +137,114 @@ func (s *session) Close(c Cause) {
 	})
 }
 
-// reset ends the session after a side broke: neither peer may take it for an end in order.
-func (s *session) reset(c Cause) {
-	s.cause.CompareAndSwap(0, uint32(c))
-	s.abort.Do(func() {
-		for _, end := range s.ends {
-			Reset(end.conn)
-		}
-	})
-}
-
-// pump carries one direction until its source ends or either side breaks.
+// pump carries one direction until its source ends or breaks. What was read goes out before the end is passed on, also behind a reset:
+// what the source's peer saw acknowledged must not be dropped on the way, least of all a DISCONNECT. Once the destination has broken, the source
+// is read on to no end but that its other direction, which may still owe it something, can be closed in order.
 func (s *session) pump(direction int, from, to *end, owed []byte) {
 	defer s.leave()
 	ended, fromReset, toReset := CauseDeviceEnd, CauseDeviceReset, CauseUpstreamReset
 	if direction == toDevice {
 		ended, fromReset, toReset = CauseUpstreamEnd, CauseUpstreamReset, CauseDeviceReset
 	}
-	if len(owed) > 0 && !s.write(direction, to, owed) {
-		s.reset(toReset)
-		return
+	whole := true
+	carry := func(b []byte) {
+		if whole && !s.write(direction, to, b) {
+			whole = false
+			s.expire(toReset, brokenLinger)
+		}
+	}
+	if len(owed) > 0 {
+		carry(owed)
 	}
 	for {
 		buf, n, err := from.read()
 		if n > 0 {
-			ok := s.write(direction, to, (*buf)[:n])
+			carry((*buf)[:n])
 			s.engine.buffers.Put(buf)
-			if !ok {
-				s.reset(toReset)
-				return
-			}
 		}
 		switch {
 		case err == nil:
+			continue
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // the second: TLS without a close_notify
-			s.cause.CompareAndSwap(0, uint32(ended))
-			CloseWrite(to.conn)
-			s.startLinger()
-			return
+			s.expire(ended, s.engine.opts.Linger)
 		default:
-			s.reset(fromReset)
-			return
+			s.expire(fromReset, brokenLinger)
 		}
+		CloseWrite(to.conn)
+		return
 	}
 }
 
 func (s *session) write(direction int, to *end, b []byte) bool {
+	s.writing[direction].Store(true)
 	n, err := to.conn.Write(b)
+	s.writing[direction].Store(false)
 	s.bytes[direction].Add(uint64(n))
 	s.engine.totals[direction].Add(uint64(n))
 	return err == nil
 }
 
-// startLinger bounds what is left of a session with one direction ended.
-func (s *session) startLinger() {
+// expire bounds what is left of a session after one direction has ended. The shortest of several bounds counts.
+func (s *session) expire(c Cause, after time.Duration) {
+	s.cause.CompareAndSwap(0, uint32(c))
+	after = min(after, s.engine.opts.Linger)
+	until := time.Now().Add(after)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.linger == nil {
-		s.linger = time.AfterFunc(s.engine.opts.Linger, func() { s.Close(CauseShutdown) }) // the cause is set already
+	switch {
+	case s.linger == nil:
+		s.linger = time.AfterFunc(after, func() { s.Close(c) })
+	case until.Before(s.until):
+		s.linger.Reset(after)
+	default:
+		return
 	}
+	s.until = until
+}
+
+// sweep ends the sessions in which one side is gone while the other takes nothing. There the pump that would find the end is stuck in its
+// write, for as long as the other side likes.
+func (e *Copying) sweep() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed || len(e.sessions) == 0 {
+		e.sweeper = nil
+		return
+	}
+	for s := range e.sessions {
+		for direction := range s.stuck {
+			if c := s.heldUp(direction); c != 0 {
+				s.Close(c) // does not wait: the connection under the write is closed without a word
+			}
+		}
+	}
+	e.sweeper.Reset(e.opts.Linger)
+}
+
+// heldUp tells what became of the source of a direction whose write has not moved since the last sweep; 0 means that nothing did. It is
+// called by sweep alone.
+func (s *session) heldUp(direction int) Cause {
+	before := s.stuck[direction]
+	s.stuck[direction] = 0
+	if !s.writing[direction].Load() {
+		return 0
+	}
+	s.stuck[direction] = s.bytes[direction].Load() + 1
+	if s.stuck[direction] != before {
+		return 0
+	}
+	ended, broken := gone(s.ends[direction].conn)
+	switch {
+	case broken && direction == fromDevice:
+		return CauseDeviceReset
+	case broken:
+		return CauseUpstreamReset
+	case ended && direction == fromDevice:
+		return CauseDeviceEnd
+	case ended:
+		return CauseUpstreamEnd
+	}
+	return 0
 }
 
 // leave is the end of a pump; the second one accounts for the session.

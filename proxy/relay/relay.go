@@ -3,8 +3,8 @@
 //
 // Data flows like this. Bytes that were read before the start ([Pair.ToUpstream], [Pair.ToDevice]) go out first, then
 // each side's bytes go to the other, unchanged and in order. When one side ends its stream the end is passed on as a
-// half-close and the other side has [Options.Linger] left to finish; a reset on one side becomes a reset on the other.
-// A side that takes nothing makes the engine stop reading from its counterpart: a session holds at most one buffer for
+// half-close and the other side has [Options.Linger] left to finish. When one side breaks, the other is sent what came before and
+// then the end of its stream (to MQTT that is as abrupt as a reset), and has a few seconds to close. A side that takes nothing makes the engine stop reading from its counterpart: a session holds at most one buffer for
 // each direction. [Pair.Done] is called exactly once, after both connections are closed.
 //
 // The package refuses to know MQTT, routes and refusals. It imports nothing of Turnout. The engine here runs two

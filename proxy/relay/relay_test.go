@@ -15,7 +15,6 @@ import (
 	"net"
 	"runtime"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -239,18 +238,52 @@ func TestLingerIsBounded(t *testing.T) {
 	})
 }
 
-func TestResetStaysReset(t *testing.T) {
+// reset closes c so that its peer sees a reset, below TLS.
+func reset(c net.Conn) {
+	_ = TCP(c).SetLinger(0)
+	_ = TCP(c).Close()
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for limit := time.Now().Add(patience); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Fatalf("not seen in %s: %s", patience, what)
+		}
+	}
+}
+
+// TestResetLosesNothing breaks one side while the other is slow to take what came before: every byte arrives there, then the end.
+func TestResetLosesNothing(t *testing.T) {
 	for _, side := range []Cause{CauseDeviceReset, CauseUpstreamReset} {
 		onEach(t, Options{}, func(t *testing.T, l *line) {
-			l.engine.Start(l.pair)
-			first, second := l.device, l.broker
+			first, second, near := l.device, l.broker, l.pair.Upstream
 			if side == CauseUpstreamReset {
-				first, second = second, first
+				first, second, near = second, first, l.pair.Device
 			}
-			Reset(first)
-			if _, err := second.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
-				t.Errorf("the other side saw %v, want a reset", err)
+			_ = TCP(second).SetReadBuffer(32 << 10)
+			_ = TCP(near).SetWriteBuffer(256 << 10)
+			l.engine.Start(l.pair)
+			sent := bytes.Repeat([]byte("0123456789abcdef"), 8<<10)
+			if _, err := second.Write([]byte("nobody reads this")); err != nil {
+				t.Fatal(err)
 			}
+			if _, err := first.Write(sent); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "everything with the relay", func() bool {
+				from, to := l.engine.Totals()
+				return from+to == uint64(len(sent)+len("nobody reads this"))
+			})
+			reset(first)
+			if got, err := io.ReadAll(second); err != nil || !bytes.Equal(got, sent) {
+				t.Errorf("%d bytes of %d arrived: %v", len(got), len(sent), err)
+			}
+			if _, err := second.Write([]byte("one more")); err != nil { // into the void, but no reset yet
+				t.Errorf("write: %v", err)
+			}
+			_ = second.Close()
 			if s := l.stats(t); s.Cause != side {
 				t.Errorf("cause %v, want %v", s.Cause, side)
 			}
@@ -258,8 +291,65 @@ func TestResetStaysReset(t *testing.T) {
 	}
 }
 
+// TestResetIsNotedByAWriter breaks a side while the other only sends.
+func TestResetIsNotedByAWriter(t *testing.T) {
+	onEach(t, Options{Linger: 50 * time.Millisecond}, func(t *testing.T, l *line) {
+		l.engine.Start(l.pair)
+		reset(l.broker)
+		for {
+			if _, err := l.device.Write(make([]byte, 1<<10)); err != nil {
+				break
+			}
+		}
+		if s := l.stats(t); s.Cause != CauseUpstreamReset {
+			t.Errorf("cause %v", s.Cause)
+		}
+	})
+}
+
+// TestStuckSideDoesNotHoldOneThatIsGone lets a side break or end behind bytes that the other never takes.
+func TestStuckSideDoesNotHoldOneThatIsGone(t *testing.T) {
+	for _, tc := range []struct {
+		leave func(net.Conn)
+		cause [2]Cause
+	}{
+		{reset, [2]Cause{CauseDeviceReset, CauseUpstreamReset}},
+		{CloseWrite, [2]Cause{CauseDeviceEnd, CauseUpstreamEnd}},
+	} {
+		for direction := range 2 {
+			onEach(t, Options{Linger: 100 * time.Millisecond}, func(t *testing.T, l *line) {
+				from := l.device
+				if direction == toDevice {
+					from = l.broker
+				}
+				for _, c := range []net.Conn{l.broker, l.pair.Upstream, l.pair.Device, l.device} {
+					_ = TCP(c).SetReadBuffer(64 << 10)
+					_ = TCP(c).SetWriteBuffer(16 << 10)
+				}
+				h := l.engine.Start(l.pair).(*session)
+				chunk := make([]byte, 8<<10)
+				carried := func() uint64 { from, to := l.engine.Totals(); return from + to }
+				for before := uint64(0); ; before = carried() {
+					if _, err := from.Write(chunk); err != nil {
+						t.Fatal(err)
+					}
+					eventually(t, "the chunk to be carried or stuck", func() bool { return carried() >= before+uint64(len(chunk)) || h.writing[direction].Load() })
+					if time.Sleep(20 * time.Millisecond); h.writing[direction].Load() {
+						break
+					}
+				}
+				tc.leave(from)
+				if s := l.stats(t); s.Cause != tc.cause[direction] {
+					t.Errorf("cause %v, want %v", s.Cause, tc.cause[direction])
+				}
+			})
+		}
+	}
+}
+
+// TestStalledReaderHoldsTheWriter also keeps the session: both sides are there, however long one of them takes nothing.
 func TestStalledReaderHoldsTheWriter(t *testing.T) {
-	onEach(t, Options{}, func(t *testing.T, l *line) {
+	onEach(t, Options{Linger: 10 * time.Millisecond}, func(t *testing.T, l *line) {
 		for _, c := range []net.Conn{l.broker, l.pair.Upstream, l.pair.Device, l.device} {
 			_ = TCP(c).SetReadBuffer(16 << 10)
 			_ = TCP(c).SetWriteBuffer(16 << 10)
