@@ -230,6 +230,25 @@ func TestNotReadyWithoutSettings(t *testing.T) {
 	expectEnd(t, w.connect(packet5("a"), []byte{0x20, 3, 0, 0x87, 0}), nil)
 }
 
+// TestUnknownIsNotNewWhileBehind: until the tables have caught up, a device without a record may be one whose record is still to come.
+func TestUnknownIsNotNewWhileBehind(t *testing.T) {
+	w, b := oneCluster(t, testConfig())
+	w.assign("known", "west")
+	w.behind.Store(true)
+	expectEnd(t, w.connect(packet5("a"), []byte{0x20, 3, 0, 0x88, 0}), nil)
+	expectEnd(t, w.connect(packet3("a"), []byte{0x20, 2, 0, 3}), nil)
+	w.connect(packet5("known"), accept5)
+	w.connect(packet5(""), accept5) // has no record anywhere
+	if e := w.gw.Explain(ExplainRequest{Key: "a"}); e.Refused != string(resultNotReady) {
+		t.Errorf("explained as %+v", e)
+	}
+	if n := w.results(string(resultNotReady)); n != 2 || len(b.seen()) != 2 {
+		t.Errorf("%d refused as not ready, broker saw %q", n, b.ids())
+	}
+	w.behind.Store(false)
+	w.connect(packet5("a"), accept5)
+}
+
 func TestEveryVersionIsConnected(t *testing.T) {
 	w, b := oneCluster(t, testConfig())
 	packets := [][]byte{packet31("v31"), packet3("v311"), packet5("v5"), connectPacket("MQTT", 5, 0xC2, []byte{0}, field("full"), field("user"), field("k9!x"))}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -39,7 +40,8 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // tables are replicated tables of one, and the Proposer that writes them.
 type tables struct {
 	*fsm.Tables
-	t testing.TB
+	t      testing.TB
+	behind atomic.Bool // they have not caught up since the start
 
 	mu       sync.Mutex
 	index    uint64
@@ -143,7 +145,7 @@ func testConfig() Config {
 func newWorld(t testing.TB, w *tables, cfg Config) *world {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	g, err := New(cfg, Options{Tables: w.Tables, Proposer: w, Registerer: reg})
+	g, err := New(cfg, Options{Tables: w.Tables, Proposer: w, CaughtUp: func() bool { return !w.behind.Load() }, Registerer: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
