@@ -161,13 +161,13 @@ func (t *Tables) WaitIndex(ctx context.Context, index uint64) error {
 	return t.wait(ctx, func() bool { return t.index >= index })
 }
 
-// WaitTopology returns the current topology as soon as its index differs from seen, or the context's error. A Restore counts as a
-// change like any other, and many changes may be seen as one.
-func (t *Tables) WaitTopology(ctx context.Context, seen uint64) (*Topology, error) {
+// WaitTopology returns the current topology as soon as it is another one than seen, or the context's error; nil means that none was seen.
+// A Restore always counts as a change, whatever index it brings, and many changes may be seen as one.
+func (t *Tables) WaitTopology(ctx context.Context, seen *Topology) (*Topology, error) {
 	var topo *Topology
 	err := t.wait(ctx, func() bool {
 		topo = t.topo.Load()
-		return topo.Index != seen
+		return topo != seen
 	})
 	return topo, err
 }

@@ -366,7 +366,7 @@ func checkHostPort(s string) error {
 }
 
 func checkPort(port string) error {
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 || len(port) > 5 { // zeros in front would count for nothing
 		return fmt.Errorf("port must be 1 to 65535")
 	}
 	return nil

@@ -66,6 +66,9 @@ func TestValidateSpec(t *testing.T) {
 		{"IPv6 address", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": "[::1]:1883"} }, ""},
 		{"address without port", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": "s3cret"} }, "addresses"},
 		{"address without host", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": ":1883"} }, "addresses"},
+		{"address with a port of any length", func(s *ClusterSpec) {
+			s.Addresses = map[NodeName]string{"n": "s3cret:" + strings.Repeat("0", 1000) + "1883"}
+		}, "addresses"},
 		{"address with port 0", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": "s3cret:0"} }, "addresses"},
 		{"address with a name for port", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": "h:s3cret"} }, "addresses"},
 		{"address with a control character", func(s *ClusterSpec) { s.Addresses = map[NodeName]string{"n": "s3\x00cret:1"} }, "addresses"},

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -41,6 +42,9 @@ type Node struct {
 	wg     sync.WaitGroup     // of the leader duties
 	once   sync.Once
 	closed error
+
+	serving  atomic.Bool // the listeners for devices are open
+	stopping atomic.Bool // Close has begun
 }
 
 // Addresses are where an open gateway listens, as "host:port".
@@ -109,6 +113,7 @@ func (n *Node) Open(ctx context.Context) error {
 	if err := n.gateway.Open(ctx); err != nil {
 		return err
 	}
+	n.serving.Store(true)
 	duties, cancel := context.WithCancel(context.Background())
 	n.duties = cancel
 	n.wg.Go(func() {
@@ -124,6 +129,7 @@ func (n *Node) Open(ctx context.Context) error {
 // Close stops the gateway: devices first, peers last. It is idempotent; ctx bounds how long sessions and requests get to end.
 func (n *Node) Close(ctx context.Context) error {
 	n.once.Do(func() {
+		n.stopping.Store(true) // while the API still answers the load balancer's probe
 		errs := []error{n.gateway.Close(ctx), n.api.Close(ctx)}
 		if n.duties != nil {
 			n.duties()
@@ -154,20 +160,32 @@ func text(a net.Addr) string {
 	return a.String()
 }
 
-// ready returns why the gateway should get no devices yet, nothing when it should.
+// ready returns why the gateway should get no devices, nothing when it should.
 func (n *Node) ready() []string {
 	var why []string
-	if n.tables.Topology().Settings.ClusterID == "" {
+	switch {
+	case n.stopping.Load():
+		why = append(why, "the gateway is stopping")
+	case !n.serving.Load():
+		why = append(why, "the listeners for devices are not open yet")
+	}
+	status := n.peer.Status()
+	switch {
+	case n.tables.Topology().Settings.ClusterID == "":
 		reason := "not a member of a cluster of gateways yet"
-		if problem := n.peer.Status().Problem; problem != "" {
-			reason += ": " + problem
+		if status.Problem != "" {
+			reason += ": " + status.Problem
 		}
 		why = append(why, reason)
-	} else if !n.peer.CaughtUp() {
-		why = append(why, "the tables have not caught up with the leader since the start")
-	}
-	if n.tables.Halted() != nil {
+	case n.tables.Halted() != nil:
 		why = append(why, "the log holds an entry that this release does not know")
+	case !status.Complete:
+		why = append(why, "the tables have not caught up with the leader since the start")
+	case status.State == peer.StateRemoved:
+		why = append(why, "this gateway was removed from its cluster of gateways: its tables follow no more")
+	case !status.Ready:
+		// Whoever writes with wait=all asks the gateways of the roster: one that is not in it must not get devices.
+		why = append(why, "the roster does not have this gateway as it is yet")
 	}
 	return why
 }

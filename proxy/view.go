@@ -158,7 +158,7 @@ func (w *views) get() *view {
 func (w *views) observe(ctx context.Context) {
 	for {
 		v := w.get()
-		if _, err := w.tables.WaitTopology(ctx, v.topology.Index); err != nil {
+		if _, err := w.tables.WaitTopology(ctx, v.topology); err != nil {
 			return
 		}
 	}

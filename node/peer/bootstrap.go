@@ -303,14 +303,14 @@ func (p *Peer) adopt(rec bootstrapRecord) error {
 
 // resume does what the record says as far as it is not done. The caller holds p.enrolment.
 func (p *Peer) resume(rec bootstrapRecord) error {
-	has, err := p.stores.hasData()
-	if err != nil {
-		return err
-	}
-	if !has {
-		if err := raft.BootstrapCluster(p.raftConfig(nil), p.stores.log, p.stores.log, p.stores.snapshots, nil, rec.configuration()); err != nil {
-			return fmt.Errorf("bootstrap raft: %w", err)
+	if p.ClusterID() == "" {
+		if err := p.stores.bootstrap(p.raftConfig(nil), rec.configuration()); err != nil {
+			return err
 		}
+	} else if has, err := p.stores.hasData(); err != nil || !has {
+		// The id is written after the data: the data was there, and this gateway has voted and acknowledged with it.
+		return errors.Join(err, fmt.Errorf("open data: %s holds %s but no Raft data; empty the whole directory, and this gateway joins as a new one",
+			p.opts.DataDir, fileClusterID))
 	}
 	if err := p.becomeMember(rec.Cluster); err != nil {
 		return err

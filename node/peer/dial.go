@@ -76,11 +76,21 @@ func (d *dialer) dial(ctx context.Context, to target, why purpose) (net.Conn, er
 	ctx, cancel := context.WithTimeout(ctx, d.timeout)
 	defer cancel()
 	defer context.AfterFunc(d.life, cancel)()
-	conn, err := d.attempt(ctx, to, why)
+	other := d.elsewhere(to.id, why)
+	if other == to.address {
+		other = ""
+	}
+	first := ctx
+	if other != "" { // which gets its share of the time: an address that is gone often swallows everything
+		half, cancel := context.WithTimeout(ctx, d.timeout/2)
+		defer cancel()
+		first = half
+	}
+	conn, err := d.attempt(first, to, why)
 	if err == nil {
 		return conn, nil
 	}
-	if other := d.elsewhere(to.id, why); other != "" && other != to.address {
+	if other != "" {
 		if conn, e := d.attempt(ctx, target{to.id, other}, why); e == nil {
 			return conn, nil
 		}

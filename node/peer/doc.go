@@ -22,8 +22,8 @@
 // # A write
 //
 // [Peer.Propose] encodes the command, applies it if this gateway leads or sends the same bytes once to the one that
-// does, and waits until its own tables reach the index. Nothing that was sent is ever sent again: an outcome that was
-// not learned is reported as unknown.
+// does, which checks them as it would its own, and waits until its own tables reach the index. Nothing that was sent is
+// ever sent again: an outcome that was not learned is reported as unknown.
 //
 // Gossip is a hint: it never adds, promotes or removes anybody by itself. The package refuses to know what the
 // commands mean, except for Init and the roster of gateways, which are its own.

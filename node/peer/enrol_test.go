@@ -3,6 +3,7 @@ package peer
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
 	"github.com/hashicorp/raft"
 
 	"turnout/fsm"
@@ -149,6 +151,15 @@ func TestRemovedGateway(t *testing.T) {
 		return nil
 	})
 	mustPropose(t, first, block("d"))
+	// It does not hear of its removal in the log, and its own configuration still has it: that must not make it a member again.
+	tick := time.NewTicker(gone.timing.Tick)
+	defer tick.Stop()
+	for range 20 {
+		if s := gone.Status(); s.State != StateRemoved || s.Ready || gone.Ready() {
+			t.Fatalf("removed, and then %s, ready %v", s.State, s.Ready)
+		}
+		<-tick.C
+	}
 }
 
 func TestTwoClustersStayTwo(t *testing.T) {
@@ -297,5 +308,88 @@ func TestHeldIsBounded(t *testing.T) {
 	h.leave(1)
 	if !h.enter(1) {
 		t.Error("no room after one left")
+	}
+}
+
+// Raft's bootstrap writes the term before the list of voters; a crash in between must not leave a gateway without either.
+func TestBootstrapTornInRaft(t *testing.T) {
+	f := newFleet(t, 1)
+	g := f.prepare()
+	if err := os.MkdirAll(g.opts.DataDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	id, err := loadGatewayID(g.opts.DataDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec := bootstrapRecord{Cluster: newUUID(), Initiator: id, Voters: []bootstrapMember{{id, "127.0.0.1:1"}}}
+	body, err := wireEncoding.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile(filepath.Join(g.opts.DataDir, fileBootstrap), body); err != nil {
+		t.Fatal(err)
+	}
+	s, err := openStores(g.opts.DataDir, newRaftLogger(slog.New(slog.DiscardHandler)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(s.log.SetUint64([]byte("CurrentTerm"), 1), s.close()); err != nil {
+		t.Fatal(err)
+	}
+	g.open()
+	f.ready()
+	mustPropose(t, g, block("d"))
+}
+
+// An unfinished list of voters makes no second first start: a member whose log is gone has acknowledged and voted before.
+func TestBootstrapNotRepeatedWithoutData(t *testing.T) {
+	f := start(t, 1, 0)
+	g := f.all[0]
+	rec := bootstrapRecord{Cluster: g.ClusterID(), Initiator: g.ID(), Voters: []bootstrapMember{{g.ID(), g.Addr()}}}
+	body, err := wireEncoding.Marshal(rec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.stop()
+	if err := os.RemoveAll(filepath.Join(g.opts.DataDir, "raft")); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeFile(filepath.Join(g.opts.DataDir, fileBootstrap), body); err != nil {
+		t.Fatal(err)
+	}
+	o := g.opts
+	o.Tables = fsm.New()
+	p, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Open(t.Context()); err == nil {
+		p.Close()
+		t.Error("a voter that lost its log was bootstrapped again")
+	}
+}
+
+// Gateways that went for good make room for new ones.
+func TestSeenForgetsTheDead(t *testing.T) {
+	g := &gossip{changed: make(chan struct{}, 1), seen: map[fsm.GatewayID]member{}}
+	see := func(alive bool) fsm.GatewayID {
+		m := meta{ID: fsm.GatewayID(newUUID()), Address: "127.0.0.1:1"}
+		b, err := encodeMeta(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.note(&memberlist.Node{Meta: b}, alive)
+		return m.ID
+	}
+	first := see(true)
+	for range maxSeen {
+		see(false)
+	}
+	if _, ok := g.find(see(true)); !ok || len(g.seen) > maxSeen {
+		t.Errorf("a new gateway is not seen beside %d others", len(g.seen))
+	}
+	if _, ok := g.find(first); !ok {
+		t.Error("one that is alive was forgotten")
 	}
 }

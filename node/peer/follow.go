@@ -21,10 +21,11 @@ func (p *Peer) follow() {
 		if c == nil || p.ctx.Err() != nil {
 			continue
 		}
-		if _, ok := c.leader(); ok {
+		_, led := c.leader()
+		if led {
 			lost = time.Now()
 		}
-		if p.mustAnnounce(c, time.Since(lost)) && time.Since(announced) > 5*p.timing.Tick {
+		if p.mustAnnounce(c, led, time.Since(lost)) && time.Since(announced) > 5*p.timing.Tick {
 			announced = time.Now()
 			p.announceSelf(c)
 		}
@@ -39,15 +40,17 @@ func (p *Peer) follow() {
 }
 
 // mustAnnounce reports whether the leader should hear from this gateway: the configuration has another address or does not have it at
-// all, or nobody has called for so long that the others may not know where it is.
-func (p *Peer) mustAnnounce(c *consensus, silence time.Duration) bool {
+// all, or nobody has called for so long that the others may not know where it is. led tells whether a leader is known.
+func (p *Peer) mustAnnounce(c *consensus, led bool, silence time.Duration) bool {
 	servers := c.servers()
 	if len(servers) == 0 {
 		return silence > 20*p.timing.Election
 	}
 	for _, s := range servers {
 		if s.ID == raft.ServerID(p.id) {
-			p.setRemoved(false)
+			if led { // without one the configuration may be from before the removal, of which a gateway is not told
+				p.setRemoved(false)
+			}
 			return s.Address != p.self().server() || silence > 20*p.timing.Election && len(servers) > 1
 		}
 	}
@@ -115,7 +118,7 @@ func (p *Peer) catchUp(c *consensus) bool {
 	ctx, cancel := context.WithTimeout(p.ctx, applyWait)
 	defer cancel()
 	if c.State() == raft.Leader {
-		return p.await(ctx, c.Barrier(enqueueWait)) == nil
+		return p.await(ctx, func() raft.Future { return c.Barrier(enqueueWait) }) == nil
 	}
 	leader, ok := c.leader()
 	if !ok || leader.id == p.id {

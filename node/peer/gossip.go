@@ -301,7 +301,7 @@ func (g *gossip) close(wait time.Duration) error {
 func (g *gossip) note(n *memberlist.Node, alive bool) {
 	if m, err := decodeMeta(n.Meta); err == nil {
 		g.mu.Lock()
-		if _, known := g.seen[m.ID]; known || len(g.seen) < maxSeen {
+		if _, known := g.seen[m.ID]; known || g.room() {
 			g.seen[m.ID] = member{meta: m, gossip: n.Address(), alive: alive}
 		}
 		g.mu.Unlock()
@@ -310,6 +310,20 @@ func (g *gossip) note(n *memberlist.Node, alive bool) {
 	case g.changed <- struct{}{}:
 	default:
 	}
+}
+
+// room makes place for one more gateway, that of one that is gone if need be. The caller holds g.mu.
+func (g *gossip) room() bool {
+	if len(g.seen) < maxSeen {
+		return true
+	}
+	for id, m := range g.seen {
+		if !m.alive {
+			delete(g.seen, id)
+			return true
+		}
+	}
+	return false
 }
 
 // NotifyJoin implements memberlist.EventDelegate.

@@ -236,12 +236,23 @@ func TestCallsRefuseBadBodies(t *testing.T) {
 	if err := other.call(ctx, g.self(), pathJoin, joinRequest{ID: fsm.GatewayID(newUUID()), Address: "127.0.0.1:1"}, &joinReply{}); !errors.As(err, &rpc) {
 		t.Errorf("join for another gateway: %v", err)
 	}
-	// An entry that is not a command is a refusal of the tables, the same on every gateway.
-	var reply proposeReply
-	if err := other.call(ctx, g.self(), pathPropose, proposeRequest{Entry: []byte("??"), Wait: time.Second}, &reply); err != nil {
-		t.Fatal(err)
+	if err := other.call(ctx, g.self(), pathPropose, proposeRequest{Entry: []byte("??"), Wait: time.Second}, &proposeReply{}); !errors.As(err, &rpc) || rpc.Code != fsm.CodeInvalid {
+		t.Errorf("garbage entry: %v", err)
 	}
-	if res, err := fsm.UnmarshalResult(reply.Result); err != nil || res.Code != fsm.CodeInvalid {
-		t.Errorf("garbage entry: %+v, %v", res, err)
+	// Only a member passes on what others asked for.
+	stranger := newRPCClient(&dialer{
+		life: ctx, self: fsm.GatewayID(newUUID()), timeout: time.Second, cluster: func() string { return "" }, elsewhere: func(fsm.GatewayID, purpose) string { return "" },
+	})
+	defer stranger.close()
+	join := joinRequest{ID: g.ID(), Address: "127.0.0.1:1", HasData: true}
+	if err := stranger.forward(ctx, g.self(), pathJoin, join, &joinReply{}); !errors.As(err, &rpc) || !strings.Contains(rpc.Message, "another gateway") {
+		t.Errorf("forwarded by a stranger: %v", err)
+	}
+	// The leader knows its own address better than anybody else.
+	if err := other.forward(ctx, g.self(), pathJoin, join, &joinReply{}); !errors.As(err, &rpc) || rpc.Code != fsm.CodeInvalid {
+		t.Errorf("another address for the leader: %v", err)
+	}
+	if s := g.Status(); len(s.Servers) != 1 || s.Servers[0].Address != g.Addr() {
+		t.Errorf("configuration %+v", s.Servers)
 	}
 }

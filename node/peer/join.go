@@ -159,11 +159,11 @@ func (p *Peer) admit(ctx context.Context, node *consensus, req joinRequest) erro
 			return err
 		}
 	}
-	var change raft.IndexFuture
-	if known != nil && known.Suffrage == raft.Voter {
-		change = node.AddVoter(known.ID, at.server(), 0, enqueueWait) // of a voter, this changes the address alone
-	} else {
-		change = node.AddNonvoter(raft.ServerID(req.ID), at.server(), 0, enqueueWait)
+	change := func() raft.Future {
+		if known != nil && known.Suffrage == raft.Voter {
+			return node.AddVoter(known.ID, at.server(), 0, enqueueWait) // of a voter, this changes the address alone
+		}
+		return node.AddNonvoter(raft.ServerID(req.ID), at.server(), 0, enqueueWait)
 	}
 	if err := p.await(ctx, change); err != nil {
 		return refuse(fsm.CodeNoLeader, "configuration not changed: %v", err)
@@ -175,6 +175,9 @@ func (p *Peer) admit(ctx context.Context, node *consensus, req joinRequest) erro
 // checkReachable makes sure that this gateway, and no other, answers at the address.
 func (p *Peer) checkReachable(ctx context.Context, at target) error {
 	if at.id == p.id {
+		if at.address != p.address {
+			return errors.New("it is this gateway, and elsewhere")
+		}
 		return nil
 	}
 	_, err := p.statusOf(ctx, at)
@@ -209,7 +212,7 @@ func (p *Peer) removeStale(ctx context.Context, node *consensus, servers []raft.
 					"a voter of another id, %s, is registered at this address, and only %d of the %d other voters answer: it is not removed now", old.id, answering, len(left)-1)}
 			}
 		}
-		if err := p.await(ctx, node.RemoveServer(s.ID, 0, enqueueWait)); err != nil {
+		if err := p.await(ctx, func() raft.Future { return node.RemoveServer(s.ID, 0, enqueueWait) }); err != nil {
 			return &rpcError{fsm.CodeNoLeader, "stale server not removed"}
 		}
 		p.logger.Warn("stale gateway removed: another one answers at its address", "gateway", old.id, "address", old.address, "successor", at.id)

@@ -102,11 +102,15 @@ func (p *Peer) establish(ctx context.Context) bool {
 		if c == nil {
 			return false
 		}
-		err := p.await(ctx, c.Barrier(time.Second))
+		term := c.CurrentTerm()
+		err := p.await(ctx, func() raft.Future { return c.Barrier(enqueueWait) })
 		if err == nil {
 			err = p.initTables(ctx)
 		}
 		if err == nil {
+			if c.CurrentTerm() == term {
+				p.established.Store(term)
+			}
 			return true
 		}
 		if c.State() != raft.Leader {

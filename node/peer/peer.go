@@ -40,13 +40,14 @@ type Peer struct {
 	client  *rpcClient
 	gossip  *gossip
 
-	cluster    atomic.Pointer[string] // nil while not a member
-	raft       atomic.Pointer[consensus]
-	problem    atomic.Pointer[string]
-	complete   atomic.Bool // the tables caught up with a leader since the start
-	ready      atomic.Bool
-	removed    atomic.Bool
-	seedsTried atomic.Bool
+	cluster     atomic.Pointer[string] // nil while not a member
+	raft        atomic.Pointer[consensus]
+	problem     atomic.Pointer[string]
+	complete    atomic.Bool // the tables caught up with a leader since the start
+	ready       atomic.Bool
+	removed     atomic.Bool
+	established atomic.Uint64 // term of whose beginning this gateway, leading, applied everything acknowledged before; 0 for none
+	seedsTried  atomic.Bool
 
 	terms     *terms
 	proposals proposals
@@ -353,5 +354,8 @@ func (p *Peer) IsLeader() bool {
 func (p *Peer) CaughtUp() bool { return p.complete.Load() }
 
 // Ready reports whether this gateway is a member whose tables have caught up since the start, and which the roster knows. It stays ready
-// when the leader or the quorum is lost, since it goes on routing; it is not while its tables cannot follow the log.
-func (p *Peer) Ready() bool { return p.ready.Load() && p.tables.Halted() == nil }
+// when the leader or the quorum is lost, since it goes on routing; it is not while its tables cannot follow the log, nor once it
+// was removed and they get none of it.
+func (p *Peer) Ready() bool {
+	return p.ready.Load() && !p.removed.Load() && p.tables.Halted() == nil
+}

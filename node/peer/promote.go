@@ -113,7 +113,10 @@ func (p *Peer) act(ctx context.Context, c *consensus, ids []raft.ServerID) {
 		if i < 0 {
 			return
 		}
-		if err := p.await(ctx, c.AddVoter(id, f.Configuration().Servers[i].Address, f.Index(), enqueueWait)); err != nil {
+		add := func() raft.Future {
+			return c.AddVoter(id, f.Configuration().Servers[i].Address, f.Index(), enqueueWait)
+		}
+		if err := p.await(ctx, add); err != nil {
 			p.logger.Warn("promotion", "gateway", id, "error", err)
 			return
 		}

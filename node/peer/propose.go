@@ -37,7 +37,7 @@ const (
 var errNotProposed = errors.New("not proposed")
 
 // Propose puts a command into the log and returns its result once the tables of this gateway show it. The error is
-//   - of the command itself (fsm.CodeInvalid and the like): what Encode or Apply refused; the result carries the index if there is one;
+//   - of the command itself (fsm.CodeInvalid and the like): what Encode, the leader or Apply refused; the result carries the index if there is one;
 //   - fsm.ErrNoLeader: nothing was proposed; it may be tried again. Returned at the latest after [Timing.Hold] without a leader;
 //   - fsm.ErrUnknown: it was sent, the outcome was not learned, it may or may not be applied. Never tried again here;
 //   - fsm.ErrTimeout: it is applied, but not in the tables of this gateway yet; the result is valid.
@@ -70,10 +70,13 @@ func (p *Peer) Propose(ctx context.Context, cmd fsm.Command) (fsm.Result, error)
 }
 
 func labelOf(err error) string {
-	if errors.Is(err, fsm.ErrNoLeader) {
+	switch fsm.CodeOf(err) {
+	case fsm.CodeNoLeader:
 		return outcomeNoLeader
+	case fsm.CodeUnknown:
+		return outcomeUnknown
 	}
-	return outcomeUnknown
+	return outcomeRefused
 }
 
 // bound gives ctx a deadline if it has none, and ends it with the Peer.
@@ -88,8 +91,8 @@ func (p *Peer) bound(ctx context.Context, most time.Duration) (context.Context, 
 	return ctx, func() { stop(); end() }
 }
 
-// replicate gets an entry applied. Its errors are fsm.ErrNoLeader and fsm.ErrUnknown only. What was not proposed is tried again, at
-// whoever leads by then, for as long as a failover may take.
+// replicate gets an entry applied. Its errors are fsm.ErrNoLeader, fsm.ErrUnknown, and the refusal of a leader that does not know such
+// a command. What was not proposed is tried again, at whoever leads by then, for as long as a failover may take.
 func (p *Peer) replicate(ctx context.Context, entry []byte) (fsm.Result, error) {
 	res, err := p.tryReplicate(ctx, entry)
 	if !errors.Is(err, errNotProposed) {
@@ -145,14 +148,18 @@ func (p *Peer) applyHere(ctx context.Context, c *consensus, entry []byte) (fsm.R
 	if d, ok := ctx.Deadline(); ok {
 		wait = min(wait, time.Until(d))
 	}
-	if wait <= 0 || p.proposals.closing() {
+	// Tables that stopped following the log cannot tell what becomes of an entry behind.
+	if wait <= 0 || p.tables.Halted() != nil {
 		return fsm.Result{}, errNotProposed
 	}
-	f := c.Apply(entry, wait)
-	err := p.await(ctx, f)
+	var f raft.ApplyFuture
+	err := p.await(ctx, func() raft.Future {
+		f = c.Apply(entry, wait)
+		return f
+	})
 	switch {
 	case err == nil:
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+	case errors.Is(err, errNotProposed), errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return fsm.Result{}, errNotProposed
 	default:
 		// Leadership lost, restored, shut down or given up waiting: the entry may be in a log that wins.
@@ -161,6 +168,9 @@ func (p *Peer) applyHere(ctx context.Context, c *consensus, entry []byte) (fsm.R
 	res, ok := f.Response().(fsm.Result)
 	if !ok {
 		return fsm.Result{}, unknown("the tables gave no result")
+	}
+	if res.Code == fsm.CodeUnsupported { // stopped meanwhile; other gateways may know what stopped them, and apply this entry
+		return fsm.Result{}, unknown("the tables of the leader stopped following the log")
 	}
 	return res, nil
 }
@@ -185,6 +195,9 @@ func (p *Peer) forward(ctx context.Context, leader target, entry []byte) (fsm.Re
 		return fsm.Result{}, errNotProposed
 	case errors.As(err, &answered) && answered.Code == fsm.CodeNoLeader:
 		return fsm.Result{}, errNotProposed
+	case errors.As(err, &answered) && (answered.Code == fsm.CodeInvalid || answered.Code == fsm.CodeUnsupported):
+		// The leader is of another release and does not take such a command: certainly not proposed, and not by trying again.
+		return fsm.Result{}, &fsm.Error{Code: answered.Code, Item: -1, Message: answered.Message}
 	case errors.As(err, &answered):
 		return fsm.Result{}, unknown("the leader does not know the outcome: " + answered.Message)
 	default:
@@ -206,10 +219,14 @@ func remaining(ctx context.Context, most time.Duration) time.Duration {
 	return most
 }
 
-// await waits for a future of Raft's, or for ctx. Raft's futures have no deadline; the goroutine that waits for one ends with it.
-func (p *Peer) await(ctx context.Context, f raft.Future) error {
+// await starts something of Raft's and waits for its future, or for ctx. Futures have no deadline; the goroutine that waits for one ends
+// with it. While the Peer closes nothing is started any more, and the error is errNotProposed.
+func (p *Peer) await(ctx context.Context, begin func() raft.Future) error {
+	if !p.proposals.begin() {
+		return errNotProposed
+	}
+	f := begin()
 	done := make(chan error, 1)
-	p.proposals.begin()
 	go func() {
 		err := f.Error()
 		p.proposals.end()
@@ -232,10 +249,15 @@ type proposals struct {
 	idle   chan struct{} // closed by the last one after drain began
 }
 
-func (q *proposals) begin() {
+// begin counts one more, before it is handed to Raft; false when no more are taken.
+func (q *proposals) begin() bool {
 	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closed {
+		return false
+	}
 	q.n++
-	q.mu.Unlock()
+	return true
 }
 
 func (q *proposals) end() {
@@ -246,12 +268,6 @@ func (q *proposals) end() {
 		close(q.idle)
 		q.idle = nil
 	}
-}
-
-func (q *proposals) closing() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.closed
 }
 
 // drain refuses new proposals and waits at most d for the others.

@@ -189,3 +189,60 @@ func TestCloseDuringStalledSnapshot(t *testing.T) {
 	transport.CloseStreams()
 	s.cut()
 }
+
+// What another gateway sends is checked like what is proposed here: an entry that the tables could not take does not get into the log,
+// where one from a later release would stop the tables of every gateway.
+func TestForwardedEntryIsChecked(t *testing.T) {
+	g := start(t, 1, 0).all[0]
+	body, err := wireEncoding.Marshal(fsm.PutDevices{Changes: []fsm.DeviceChange{{Key: ""}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := g.raft.Load().LastIndex()
+	for _, c := range []struct {
+		name  string
+		entry []byte
+		code  fsm.Code
+	}{
+		{"empty", nil, fsm.CodeInvalid},
+		{"envelope of a later release", []byte{99, 0, 1, 0xa0}, fsm.CodeUnsupported},
+		{"kind of a later release", []byte{1, 0xff, 0xff, 0xa0}, fsm.CodeUnsupported},
+		{"too long", append([]byte{1, 0, byte(fsm.KindPutDevices)}, make([]byte, fsm.MaxCommandBytes)...), fsm.CodeUnsupported},
+		{"damaged", []byte{1, 0, byte(fsm.KindPutDevices), 0xff}, fsm.CodeInvalid},
+		{"breaks a bound", append([]byte{1, 0, byte(fsm.KindPutDevices)}, body...), fsm.CodeInvalid},
+	} {
+		_, err := g.forward(within(t, limit), g.self(), c.entry)
+		if fsm.CodeOf(err) != c.code || errors.Is(err, errNotProposed) {
+			t.Errorf("%s: %v, want %s", c.name, err, c.code)
+		}
+	}
+	if now := g.raft.Load().LastIndex(); now != last {
+		t.Errorf("the log went from %d to %d", last, now)
+	}
+	if err := g.tables.Halted(); err != nil {
+		t.Fatalf("tables stopped: %v", err)
+	}
+	mustPropose(t, g, block("d"))
+}
+
+// Tables that stopped at an entry of a later release cannot tell what becomes of the ones behind it: their gateway proposes nothing.
+func TestStoppedTablesProposeNothing(t *testing.T) {
+	f := newFleet(t, 1)
+	f.adjust = func(o *Options) { o.Timing.Hold = 100 * time.Millisecond }
+	g := f.add()
+	f.ready()
+	last := g.raft.Load().LastIndex()
+	g.tables.Apply(&raft.Log{Type: raft.LogCommand, Index: last + 1, Data: []byte{99, 0, 1, 0xa0}})
+	if g.tables.Halted() == nil {
+		t.Fatal("the tables go on")
+	}
+	if _, err := g.Propose(within(t, limit), block("d")); !errors.Is(err, fsm.ErrNoLeader) {
+		t.Errorf("Propose: %v", err)
+	}
+	if g.Ready() || g.statusReply().Complete {
+		t.Error("ready, or complete")
+	}
+	if now := g.raft.Load().LastIndex(); now != last {
+		t.Errorf("the log went from %d to %d", last, now)
+	}
+}

@@ -69,7 +69,7 @@ type statusReply struct {
 	LastLog       uint64        `cbor:"7,keyasint"`
 	Leader        fsm.GatewayID `cbor:"8,keyasint,omitempty"`
 	TableIndex    uint64        `cbor:"9,keyasint"`
-	Complete      bool          `cbor:"10,keyasint"` // its tables hold everything that was acknowledged before it was asked
+	Complete      bool          `cbor:"10,keyasint"` // it leads, and its tables at TableIndex hold everything that was acknowledged before it was asked
 	GossipAddress string        `cbor:"11,keyasint,omitempty"`
 }
 

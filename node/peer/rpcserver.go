@@ -89,9 +89,12 @@ type call[T any] struct {
 // for members need a sender that introduced itself as one of this cluster.
 func serve[Req, Reply any](s *rpcServer, slots chan struct{}, limit int64, members bool, f func(context.Context, call[Req]) (Reply, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		c := call[Req]{forwarded: r.Header.Get(headerForwarded) != ""}
+		var c call[Req]
 		c.from, _ = r.Context().Value(helloKey{}).(hello)
-		if cluster := s.peer.ClusterID(); members && (cluster == "" || c.from.Cluster != cluster) {
+		cluster := s.peer.ClusterID()
+		member := cluster != "" && c.from.Cluster == cluster
+		c.forwarded = member && r.Header.Get(headerForwarded) != "" // who is no member speaks for himself alone
+		if members && !member {
 			reply(w, http.StatusForbidden, &rpcError{fsm.CodeNoLeader, "not a member of this cluster"})
 			return
 		}
@@ -144,6 +147,18 @@ func (s *rpcServer) propose(ctx context.Context, c call[proposeRequest]) (propos
 	node := p.raft.Load()
 	if node == nil {
 		return proposeReply{}, &rpcError{fsm.CodeNoLeader, "not a member"}
+	}
+	// Everything in the log is applied everywhere, so nobody's word is taken for what an entry holds.
+	cmd, err := fsm.Decode(c.body.Entry)
+	if err == nil {
+		err = cmd.Validate()
+	}
+	if err != nil {
+		var refused *fsm.Error
+		if !errors.As(err, &refused) {
+			refused = fsm.NewError(fsm.CodeInvalid, "", "entry cannot be checked")
+		}
+		return proposeReply{}, &rpcError{refused.Code, refused.Message}
 	}
 	// Only tried here: a forwarded command is never forwarded again.
 	res, err := p.applyHere(ctx, node, c.body.Entry)

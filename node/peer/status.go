@@ -3,6 +3,7 @@ package peer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -91,7 +92,7 @@ func (p *Peer) Status() Status {
 		return s
 	}
 	s.State = stateOf(c.State())
-	if p.removed.Load() && s.State == StateFollower {
+	if p.removed.Load() && (s.State == StateFollower || s.State == StateCandidate) {
 		s.State = StateRemoved
 	}
 	s.Term, s.CommitIndex, s.AppliedIndex, s.LastLogIndex = c.CurrentTerm(), c.CommitIndex(), c.AppliedIndex(), c.LastIndex()
@@ -135,14 +136,17 @@ func lastContact(c *consensus) time.Duration {
 func (p *Peer) statusReply() statusReply {
 	r := statusReply{
 		ID: p.id, Name: p.opts.Name, ClusterID: p.ClusterID(), Expect: p.config.Expect,
-		TableIndex: p.tables.Index(), Complete: p.complete.Load(), GossipAddress: p.GossipAddr(),
+		GossipAddress: p.GossipAddr(),
 	}
 	if c := p.raft.Load(); c != nil {
+		// A leader whose term has not begun in its tables yet may lack what its predecessor acknowledged, and a follower always may.
+		r.Complete = c.State() == raft.Leader && c.CurrentTerm() == p.established.Load() && p.tables.Halted() == nil
 		r.Voters, r.Applied, r.LastLog = len(votersOf(c.servers())), c.AppliedIndex(), c.LastIndex()
 		if leader, ok := c.leader(); ok {
 			r.Leader = leader.id
 		}
 	}
+	r.TableIndex = p.tables.Index() // after Complete, which is about it
 	return r
 }
 
@@ -160,10 +164,7 @@ func (p *Peer) WaitAll(ctx context.Context, index uint64) (lagging []fsm.Gateway
 			continue
 		}
 		asked.Go(func() {
-			req := waitRequest{Index: index, Wait: remaining(ctx, maxServerWait)}
-			var reply waitReply
-			err := p.client.call(ctx, target{g.ID, g.PeerAddress}, pathWait, req, &reply)
-			reached[i] = err == nil && reply.Index >= index
+			reached[i] = p.waitFor(ctx, target{g.ID, g.PeerAddress}, index)
 		})
 	}
 	err = p.tables.WaitIndex(ctx, index)
@@ -174,4 +175,21 @@ func (p *Peer) WaitAll(ctx context.Context, index uint64) (lagging []fsm.Gateway
 		}
 	}
 	return lagging, err
+}
+
+// waitFor asks another gateway until its tables have reached the index; one call lasts no longer than the other side lets it.
+func (p *Peer) waitFor(ctx context.Context, other target, index uint64) bool {
+	for {
+		req := waitRequest{Index: index, Wait: remaining(ctx, maxServerWait)}
+		var reply waitReply
+		err := p.client.call(ctx, other, pathWait, req, &reply)
+		if err == nil {
+			return reply.Index >= index
+		}
+		var answered *rpcError
+		if !errors.As(err, &answered) || answered.Code != fsm.CodeTimeout || ctx.Err() != nil {
+			return false
+		}
+		pause(ctx, p.timing.Tick/10) // one that is stopping answers at once
+	}
 }

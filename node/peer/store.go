@@ -86,6 +86,37 @@ func (s *stores) hasData() (bool, error) {
 	return has, nil
 }
 
+// bootstrap writes the first configuration unless it is there. Raft's own bootstrap writes a term, then the configuration; after
+// a crash in between it refuses to go on, and Raft would start with no configuration at all. The entry is the same on every voter, so
+// writing it late is as good as in time.
+func (s *stores) bootstrap(c *raft.Config, first raft.Configuration) error {
+	has, err := s.hasData()
+	if err != nil {
+		return err
+	}
+	if !has {
+		if err := raft.BootstrapCluster(c, s.log, s.log, s.snapshots, nil, first); err != nil {
+			return fmt.Errorf("bootstrap raft: %w", err)
+		}
+		return nil
+	}
+	last, err := s.log.LastIndex()
+	if err != nil {
+		return fmt.Errorf("look for data: %w", err)
+	}
+	snapshots, err := s.snapshots.List()
+	if err != nil {
+		return fmt.Errorf("look for data: %w", err)
+	}
+	if last > 0 || len(snapshots) > 0 {
+		return nil
+	}
+	if err := s.log.StoreLog(&raft.Log{Index: 1, Term: 1, Type: raft.LogConfiguration, Data: raft.EncodeConfiguration(first)}); err != nil {
+		return fmt.Errorf("bootstrap raft: %w", err)
+	}
+	return nil
+}
+
 func (s *stores) close() error {
 	if err := s.log.Close(); err != nil {
 		return fmt.Errorf("close log: %w", err)

@@ -146,7 +146,7 @@ func (c *Commander) follow() {
 			known[cluster.Name] = true
 		}
 		ctx, cancel := context.WithTimeout(c.ctx, sweepPeriod)
-		next, err := c.o.Tables.WaitTopology(ctx, topo.Index)
+		next, err := c.o.Tables.WaitTopology(ctx, topo)
 		cancel()
 		if c.ctx.Err() != nil {
 			return

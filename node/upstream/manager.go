@@ -77,7 +77,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	topo := m.o.Tables.Topology()
 	for {
 		m.reconcile(ctx, topo, h, running)
-		next, err := m.o.Tables.WaitTopology(ctx, topo.Index)
+		next, err := m.o.Tables.WaitTopology(ctx, topo)
 		if err != nil {
 			return nil // ctx ended: the duty is over
 		}
@@ -89,12 +89,13 @@ func (m *Manager) Run(ctx context.Context) error {
 // misses counted under another URL say nothing about this one.
 func (m *Manager) reconcile(ctx context.Context, topo *fsm.Topology, h *httpClient, running map[fsm.ClusterID]*pollLoop) {
 	for id, l := range running {
-		if c := topo.ClusterByID(id); c != nil && c.Version == l.version {
+		c := topo.ClusterByID(id)
+		if l.follows(c) {
 			continue
 		}
 		l.stop()
 		delete(running, id)
-		if topo.ClusterByID(id) == nil {
+		if c == nil || c.Name != l.name {
 			m.setStatus(l.name, nil)
 			m.o.Metrics.forget(l.name)
 		}

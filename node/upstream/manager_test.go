@@ -1,7 +1,9 @@
 package upstream
 
 import (
+	"bytes"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -34,6 +36,35 @@ func TestDiscovery(t *testing.T) {
 	if s := m.Status()["west"]; s.LastOK.IsZero() || s.LastError != "" || s.Members < 3 || len(s.Alarms) != 0 {
 		t.Errorf("got status %+v", s)
 	}
+}
+
+// sink takes a snapshot into memory.
+type sink struct{ bytes.Buffer }
+
+func (*sink) ID() string    { return "test" }
+func (*sink) Cancel() error { return nil }
+func (*sink) Close() error  { return nil }
+
+// Tables restored from elsewhere may give another cluster the same id and version: it is polled by its own spec all the same.
+func TestRestoredClusterIsPolledAnew(t *testing.T) {
+	here, a := newFakeLog(), newAPI(t, "e@10.0.0.1/running")
+	there, b := newFakeLog(), newAPI(t, "e@10.0.0.2/running")
+	there.put(t, "west", pollSpec(b.url))
+	lead(t, here, newTestMetrics())
+	here.put(t, "west", pollSpec(a.url))
+	waitFor(t, "members", func() bool { return here.nodes("west") == "e@10.0.0.1/up" })
+	snap, err := there.tables.Snapshot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s sink
+	if err := snap.Persist(&s); err != nil {
+		t.Fatal(err)
+	}
+	if err := here.tables.Restore(io.NopCloser(&s)); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "members of the other cluster", func() bool { return here.nodes("west") == "e@10.0.0.2/up" })
 }
 
 // Whatever goes wrong with the answer, the stored members stay, for longer than it takes to remove one.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 
@@ -40,6 +41,12 @@ type pollLoop struct {
 type removal struct {
 	poll  uint64
 	nodes int
+}
+
+// follows reports whether the loop is the right one for what the tables hold of its cluster by now. The spec is compared too: tables that
+// were restored from elsewhere may come to the same version with another.
+func (l *pollLoop) follows(c *fsm.Cluster) bool {
+	return c != nil && c.Version == l.version && c.Name == l.name && reflect.DeepEqual(c.Spec, l.spec)
 }
 
 // stop ends the loop and waits for it.
@@ -87,7 +94,7 @@ func (l *pollLoop) poll(ctx context.Context) error {
 		return err
 	}
 	cluster := l.m.o.Tables.Topology().ClusterByID(l.id)
-	if cluster == nil || cluster.Version != l.version {
+	if !l.follows(cluster) {
 		return nil // the manager is about to stop this loop
 	}
 	l.polls++
