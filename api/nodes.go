@@ -82,9 +82,6 @@ func (a *API) deleteNode(ctx context.Context, in *deleteNodeInput) (*answer[clie
 	if p != nil {
 		return nil, p
 	}
-	if _, listed := c.Spec.Addresses[n.Name]; listed && c.Spec.Driver == fsm.DriverStatic {
-		return nil, refusal(fsm.NewError(fsm.CodeInUse, "node", "the cluster's address table names it: take it out there"), false)
-	}
 	cmd := &fsm.UpdateNodes{Cluster: c.Name, Remove: []fsm.NodeName{n.Name}}
 	if want != nil {
 		if *want != n.Version {
@@ -92,6 +89,9 @@ func (a *API) deleteNode(ctx context.Context, in *deleteNodeInput) (*answer[clie
 		}
 		// The command is guarded by the member list as a whole: no change of the node gets past that.
 		cmd.IfNodesVersion = &c.NodesVersion
+	}
+	if _, listed := c.Spec.Addresses[n.Name]; listed && c.Spec.Driver == fsm.DriverStatic {
+		return nil, refusal(fsm.NewError(fsm.CodeInUse, "node", "the cluster's address table names it: take it out there"), false)
 	}
 	out, err := a.write(ctx, cmd, in.WriteParams, n.Version, want != nil)
 	if err == nil {

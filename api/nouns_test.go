@@ -122,6 +122,9 @@ func TestNodes(t *testing.T) {
 	wantProblem(t, err, 404, "not_found", "path.node")
 	_, err = c.Nodes(ctx, "nowhere")
 	wantProblem(t, err, 404, "not_found", "path.cluster")
+	// A static node that the operator's own table still names would be back at the next poll.
+	_, err = c.DeleteNode(ctx, "west", "w1", client.WriteOptions{})
+	wantProblem(t, err, 409, "in_use", "path.node")
 }
 
 func TestPolicyAndSettings(t *testing.T) {

@@ -2,8 +2,8 @@
 // only place where they meet, and it owns the small adapters between them.
 //
 // [Load] reads the configuration: the file, then the environment over it, then one validator for the whole. [New] allocates the parts,
-// [Node.Open] starts them in the order in which they need each other, [Node.Close] stops them in the reverse order: devices first are no longer accepted,
-// then their sessions end, then the gateway leaves its peers. Leader duties run only while this gateway leads.
+// [Node.Open] starts them in the order in which they need each other, [Node.Close] stops devices first and peers last: no new ones are accepted,
+// sessions and requests end, then the gateway leaves its peers. Leader duties run only while this gateway leads.
 //
 // The package refuses to decide anything that belongs to a part: it holds no routing, no HTTP nouns and no Raft.
 package node

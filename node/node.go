@@ -126,11 +126,16 @@ func (n *Node) Open(ctx context.Context) error {
 	return nil
 }
 
-// Close stops the gateway: devices first, peers last. It is idempotent; ctx bounds how long sessions and requests get to end.
+// requestsShare bounds how long requests of the admin API get to end, so that a long import leaves the peers time for a goodbye.
+const requestsShare = 10 * time.Second
+
+// Close stops the gateway: devices first, peers last. It is idempotent; ctx bounds the wait for connections and requests.
 func (n *Node) Close(ctx context.Context) error {
 	n.once.Do(func() {
 		n.stopping.Store(true) // while the API still answers the load balancer's probe
-		errs := []error{n.gateway.Close(ctx), n.api.Close(ctx)}
+		requests, cancel := context.WithTimeout(ctx, requestsShare)
+		defer cancel()
+		errs := []error{n.gateway.Close(ctx), n.api.Close(requests)}
 		if n.duties != nil {
 			n.duties()
 			n.wg.Wait()
