@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,12 +45,17 @@ func (p *Peer) joinCluster(members []member) {
 		err := p.client.call(ctx, target{m.ID, m.Address}, pathJoin, req, &reply)
 		cancel()
 		if err != nil {
-			p.logger.Info("join", "member", m.ID, "error", err)
+			p.logger.Debug("join", "member", m.ID, "error", err)
 			var refused *rpcError
 			if errors.As(err, &refused) && refused.Code != fsm.CodeNoLeader {
 				p.setProblem(slog.LevelError, "cannot join: "+refused.Message)
 				return
 			}
+			var request *url.Error // its text is mostly that of a URL that nobody wrote
+			if errors.As(err, &request) {
+				err = request.Err
+			}
+			p.setProblem(slog.LevelWarn, "cannot join yet: "+err.Error())
 			continue
 		}
 		if err := p.admitted(reply.Cluster); err != nil {

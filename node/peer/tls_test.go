@@ -14,6 +14,7 @@ import (
 	"math/big"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -153,6 +154,19 @@ func TestTLSAndGossipKeys(t *testing.T) {
 	if _, _, err := loadTLS(device); err == nil {
 		t.Error("a gateway starts with a certificate without the role")
 	}
+
+	// A gateway that is kept out can say why.
+	f.adjust = func(o *Options) {
+		o.Config.TLS = newAuthority(t).issue(o.Name, RoleName)
+		o.Config.GossipKeysFile = keys
+	}
+	out := f.add()
+	eventually(t, "the reason of the one that is kept out", func() error {
+		if s := out.Status(); !strings.Contains(s.Problem, "cannot join yet") || !strings.Contains(s.Problem, "tls") || s.ClusterID != "" {
+			return fmt.Errorf("problem %q", s.Problem)
+		}
+		return nil
+	})
 }
 
 func certificate(t *testing.T, c TLSConfig) tls.Certificate {
