@@ -89,7 +89,7 @@ func (a *API) cluster(name string) (*fsm.Cluster, *problem) {
 func (a *API) clusterJSON(c *fsm.Cluster) client.Cluster {
 	return client.Cluster{
 		Name: string(c.Name), Spec: specJSON(&c.Spec), Nodes: len(c.Nodes), Devices: a.tables.DevicesIn(c.ID),
-		Version: c.Version, NodesVersion: c.NodesVersion,
+		Version: c.Version, NodesVersion: c.NodesVersion, Trouble: c.Trouble,
 	}
 }
 

@@ -30,6 +30,8 @@ func (t *Tables) apply(index uint64, c Command) Result {
 		return t.applyPutGateway(index, c)
 	case *RemoveGateway:
 		return t.applyRemoveGateway(index, c)
+	case *NoteDiscovery:
+		return t.applyNoteDiscovery(index, c)
 	}
 	return refusal(NewError(CodeUnsupported, "", "command kind %d has no apply", c.Kind()))
 }
@@ -150,6 +152,22 @@ func (t *Tables) applyUpdateNodes(index uint64, c *UpdateNodes) Result {
 	next.setCluster(&cluster)
 	t.topo.Store(next)
 	return Result{Version: index}
+}
+
+func (t *Tables) applyNoteDiscovery(index uint64, c *NoteDiscovery) Result {
+	topo := t.topo.Load()
+	old := topo.Cluster(c.Cluster)
+	if old == nil {
+		return refusal(NewError(CodeNotFound, "name", "no such cluster"))
+	}
+	if old.Trouble != c.Trouble {
+		cluster := *old
+		cluster.Trouble = c.Trouble
+		next := topo.edit(index)
+		next.setCluster(&cluster)
+		t.topo.Store(next)
+	}
+	return Result{Item: -1}
 }
 
 func (t *Tables) applySetNode(index uint64, c *SetNode) Result {

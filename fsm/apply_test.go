@@ -196,6 +196,24 @@ func TestUpdateNodesKeepsDraining(t *testing.T) {
 	}
 }
 
+func TestNoteDiscovery(t *testing.T) {
+	w := populated(t)
+	before := w.Topology().Cluster("west")
+	w.refuse(&NoteDiscovery{Cluster: "north", Trouble: "x"}, CodeNotFound, "name", -1)
+	w.unchanged(&NoteDiscovery{Cluster: "west"})
+	w.must(&NoteDiscovery{Cluster: "west", Trouble: "polls fail: unauthorized"})
+	after := w.Topology().Cluster("west")
+	if after.Trouble != "polls fail: unauthorized" || after.Version != before.Version || after.NodesVersion != before.NodesVersion || before.Trouble != "" {
+		t.Fatalf("noted: %+v", after)
+	}
+	w.unchanged(&NoteDiscovery{Cluster: "west", Trouble: "polls fail: unauthorized"})
+	w.must(&NoteDiscovery{Cluster: "west"})
+	if c := w.Topology().Cluster("west"); c.Trouble != "" {
+		t.Fatalf("still noted: %+v", c)
+	}
+	sound(t, w.Tables)
+}
+
 func TestSetNode(t *testing.T) {
 	w := populated(t)
 	version := w.node("west", "w1").Version

@@ -23,6 +23,7 @@ const (
 	KindPutSettings   Kind = 9
 	KindPutGateway    Kind = 10
 	KindRemoveGateway Kind = 11
+	KindNoteDiscovery Kind = 12
 )
 
 // Command is one change of the tables. Validate checks everything that does not depend on the tables; it is called by
@@ -130,6 +131,15 @@ type RemoveGateway struct {
 	ID GatewayID `cbor:"1,keyasint"`
 }
 
+// NoteDiscovery records what keeps discovery from following a cluster, so that every gateway can tell. It changes no version.
+type NoteDiscovery struct {
+	Cluster ClusterName `cbor:"1,keyasint"`
+	Trouble string      `cbor:"2,keyasint,omitempty"` // empty: nothing does any more
+}
+
+// Kind implements Command.
+func (*NoteDiscovery) Kind() Kind { return KindNoteDiscovery }
+
 // Kind implements Command.
 func (*Init) Kind() Kind { return KindInit }
 
@@ -188,6 +198,8 @@ func newCommand(k Kind) Command {
 		return new(PutGateway)
 	case KindRemoveGateway:
 		return new(RemoveGateway)
+	case KindNoteDiscovery:
+		return new(NoteDiscovery)
 	}
 	return nil
 }

@@ -65,7 +65,7 @@ func TestDecodeRefuses(t *testing.T) {
 		{"envelope version 0", entry(0, KindBind, 0xa0), CodeUnsupported},
 		{"later envelope", entry(2, KindBind, 0xa0), CodeUnsupported},
 		{"kind 0", entry(1, 0, 0xa0), CodeUnsupported},
-		{"later kind", entry(1, 12, 0xa0), CodeUnsupported},
+		{"later kind", entry(1, KindNoteDiscovery+1, 0xa0), CodeUnsupported},
 		{"larger than any", entry(1, KindBind, make([]byte, MaxCommandBytes)...), CodeUnsupported},
 		{"no body", entry(1, KindBind), CodeInvalid},
 		{"two bodies", entry(1, KindBind, 0xa0, 0xa0), CodeInvalid},

@@ -41,6 +41,7 @@ func golden() []Command {
 		&PutSettings{Identity: ptr("{username}/{client_id}"), Unknown: &Policy{Kind: PolicyCluster, Cluster: "west"}, Force: true, IfVersion: ptr(uint64(1))},
 		&PutGateway{Gateway: Gateway{ID: "7b1d0a52-5b0e-4a52-9d5f-0a3d4f4e9a11", Name: "gw-1", Zone: "a", PeerAddress: "gw-1.turnout:7400", APIAddress: "gw-1.turnout:8080", Release: "v0.1.0"}},
 		&RemoveGateway{ID: "00000000-0000-4000-8000-000000000000"},
+		&NoteDiscovery{Cluster: "west", Trouble: "polls fail: unauthorized"},
 	}
 }
 

@@ -79,6 +79,9 @@ func (g generator) command(t *Tables) Command {
 	case 14:
 		return &PutGateway{Gateway: Gateway{ID: g.gateway(), Name: "gw", Zone: pick(g, "a", "b"), PeerAddress: "h:7400"}}
 	case 15:
+		if g.IntN(2) == 0 {
+			return &NoteDiscovery{Cluster: g.clusterName(), Trouble: pick(g, "", "polls fail: unauthorized")}
+		}
 		return &RemoveGateway{ID: g.gateway()}
 	default:
 		c := &Bind{}
@@ -209,7 +212,7 @@ func TestRandomHistories(t *testing.T) {
 		}
 		same(t, straight.Tables, replayed.Tables)
 	}
-	for k := KindInit; k <= KindRemoveGateway; k++ {
+	for k := KindInit; k <= KindNoteDiscovery; k++ {
 		if outcomes[fmt.Sprintf("%d ", k)] == 0 {
 			t.Errorf("kind %d never succeeded: the generator is too narrow", k)
 		}

@@ -135,6 +135,8 @@ type Cluster struct {
 	Version uint64      `cbor:"5,keyasint"` // Raft index of the last change of name or spec
 	// NodesVersion is the Raft index of the last change of the members; discovery writes only against the list it read.
 	NodesVersion uint64 `cbor:"6,keyasint"`
+	// Trouble is what keeps the leader's discovery from following the members, in words for people; empty when nothing does.
+	Trouble string `cbor:"7,keyasint,omitempty"`
 }
 
 // Node returns the member with this id.

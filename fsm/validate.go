@@ -211,6 +211,14 @@ func (c *UpdateNodes) Validate() error {
 }
 
 // Validate implements Command.
+func (c *NoteDiscovery) Validate() error {
+	if c.Trouble != "" && !validText(c.Trouble, MaxNameBytes) {
+		return invalid("trouble", "must be at most %d bytes of printable UTF-8", MaxNameBytes)
+	}
+	return checkCluster(c.Cluster)
+}
+
+// Validate implements Command.
 func (c *SetNode) Validate() error {
 	if !validText(string(c.Node), MaxNameBytes) {
 		return invalid("node", "must be 1 to %d bytes of printable UTF-8", MaxNameBytes)

@@ -44,6 +44,7 @@ type Cluster struct {
 	Devices      int         `json:"devices" doc:"Devices assigned to or placed in this cluster"`
 	Version      uint64      `json:"version" doc:"Version of the spec, for If-Match"`
 	NodesVersion uint64      `json:"nodes_version" doc:"Version of the member list"`
+	Trouble      string      `json:"trouble,omitempty" doc:"What keeps discovery from following the members; missing when nothing does"`
 }
 
 // ClusterList is the answer to a listing of clusters, sorted by name.

@@ -228,6 +228,9 @@ func clusterFields(c client.Cluster) []field {
 		{"poll seconds", optional(s.PollSeconds)}, {"remove after", optional(s.RemoveAfter)}, {"port", optional(s.Port)}, {"weight", optional(s.Weight)},
 		{"devices", number(c.Devices)}, {"version", number(c.Version)}, {"channel", channelOf(s)},
 	}
+	if c.Trouble != "" {
+		fields = append(fields, field{"trouble", c.Trouble})
+	}
 	if ch := s.Channel; ch != nil && ch.Kind != "" {
 		fields = append(fields,
 			field{"channel url", ch.URL}, field{"channel credential", ch.Credential}, field{"topic", ch.Topic}, field{"qos", optional(ch.QoS)},

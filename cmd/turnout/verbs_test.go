@@ -20,7 +20,7 @@ var (
 		},
 	}
 	lab = client.Cluster{
-		Name: "lab", Nodes: 1, Version: 8,
+		Name: "lab", Nodes: 1, Version: 8, Trouble: "polls fail: unauthorized",
 		Spec: client.ClusterSpec{Driver: "static", Addresses: map[string]string{"a": "10.30.0.1:1883"}, Weight: ptr(uint32(0))},
 	}
 	nodes = client.NodeList{Items: []client.Node{
@@ -91,6 +91,7 @@ func TestVerbs(t *testing.T) {
 		{"cluster_list", "cluster list", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{Items: []client.Cluster{lab, west}})}},
 		{"cluster_list_empty", "cluster list", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{})}},
 		{"cluster_list_json", "cluster list -o json", "", map[string][]answer{"GET /v1/clusters": ok(client.ClusterList{Items: []client.Cluster{lab}})}},
+		{"cluster_show_trouble", "cluster show lab", "", map[string][]answer{"GET /v1/clusters/lab": ok(lab), "GET /v1/clusters/lab/nodes": ok(client.NodeList{})}},
 		{"cluster_show", "cluster show west", "", map[string][]answer{"GET /v1/clusters/west": ok(west), "GET /v1/clusters/west/nodes": ok(nodes)}},
 		{"cluster_show_json", "cluster show west --output json", "", map[string][]answer{"GET /v1/clusters/west": ok(west)}},
 		{"cluster_show_missing", "cluster show east", "", map[string][]answer{

@@ -99,11 +99,14 @@ func TestFailedPollsChangeNothing(t *testing.T) {
 			if (tt.alarm != "") != (len(s.Alarms) == 1) || tt.alarm != "" && s.Alarms[0].Kind != tt.alarm {
 				t.Errorf("got alarms %+v", s.Alarms)
 			}
+			trouble := func() string { return l.tables.Topology().Cluster("west").Trouble }
+			waitFor(t, "the trouble in the tables", func() bool { return trouble() == "polls fail: "+string(tt.want) })
 			// A broker that is mended is believed again, and its alarm falls.
 			a.list("e@10.0.0.1/running e@10.0.0.2/stopped")
 			waitFor(t, "recovery", func() bool {
 				return l.nodes("west") == "e@10.0.0.1/up e@10.0.0.2/down" && m.Status()["west"].LastError == "" && len(m.Status()["west"].Alarms) == 0
 			})
+			waitFor(t, "the end of the trouble", func() bool { return trouble() == "" })
 		})
 	}
 }
@@ -362,5 +365,24 @@ func TestWorse(t *testing.T) {
 	a, b := error(&Error{Class: ClassUnauthorized}), error(&Error{Class: ClassUnreachable})
 	if worse(a, b) != a || worse(b, a) != a || worse(nil, b) != b || ClassOf(errors.New("x")) != ClassUnreachable || ClassOf(nil) != "" {
 		t.Error("wrong order of classes")
+	}
+}
+
+// TestTrouble: an alarm names its node, a broker's odd characters do no harm, and the text keeps its bound.
+func TestTrouble(t *testing.T) {
+	long := fsm.NodeName(strings.Repeat("ü", fsm.MaxNameBytes))
+	for want, s := range map[string]PollStatus{
+		"":                                   {},
+		"polls fail: unauthorized":           {LastError: ClassUnauthorized, Alarms: []Alarm{{Kind: AlarmUnauthorized}}},
+		"removal_held e@a":                   {Alarms: []Alarm{{Kind: AlarmRemovalHeld, Node: "e@a"}}},
+		"too_many_nodes; invalid_entry a?b?": {Alarms: []Alarm{{Kind: AlarmTooManyNodes}, {Kind: AlarmInvalidEntry, Node: "a\nb\xff"}}},
+	} {
+		if got := s.trouble(); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+	got := (&PollStatus{Alarms: []Alarm{{Kind: AlarmUnlisted, Node: long}}}).trouble()
+	if err := (&fsm.NoteDiscovery{Cluster: "west", Trouble: got}).Validate(); err != nil || !strings.HasSuffix(got, "...") {
+		t.Errorf("a long text: %v, %q", err, got)
 	}
 }

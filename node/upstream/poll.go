@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"turnout/fsm"
@@ -63,6 +64,7 @@ func (l *pollLoop) run(ctx context.Context) {
 			return
 		}
 		l.finish(err)
+		l.note(ctx)
 		timer := time.NewTimer(l.delay())
 		select {
 		case <-ctx.Done():
@@ -209,6 +211,48 @@ func (l *pollLoop) finish(err error) {
 	metrics.setAlarms(l.name, l.status.Alarms)
 	s := l.status
 	l.m.setStatus(l.name, &s)
+}
+
+// note writes into the tables what keeps discovery from following the cluster, when that has changed: the operator asks any gateway, and
+// only the leader polls.
+func (l *pollLoop) note(ctx context.Context) {
+	c := l.m.o.Tables.Topology().ClusterByID(l.id)
+	text := l.status.trouble()
+	if !l.follows(c) || c.Trouble == text {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	if _, err := l.m.o.Proposer.Propose(ctx, &fsm.NoteDiscovery{Cluster: l.name, Trouble: text}); err != nil {
+		l.log.Debug("discovery: trouble not written, trying again at the next poll", "code", string(fsm.CodeOf(err)))
+	}
+}
+
+// trouble puts a status into words, empty when all is well.
+func (s *PollStatus) trouble() string {
+	var parts []string
+	if s.LastError != "" {
+		parts = append(parts, "polls fail: "+string(s.LastError))
+	}
+	for _, a := range s.Alarms {
+		switch {
+		case string(a.Kind) == string(s.LastError):
+		case a.Node != "":
+			parts = append(parts, string(a.Kind)+" "+string(a.Node))
+		default:
+			parts = append(parts, string(a.Kind))
+		}
+	}
+	text := strings.Map(func(r rune) rune { // a broker's word for a node may hold anything
+		if r < ' ' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(strings.Join(parts, "; "), "?"))
+	if len(text) > fsm.MaxNameBytes {
+		text = strings.ToValidUTF8(text[:fsm.MaxNameBytes-3], "") + "..."
+	}
+	return text
 }
 
 // failureAlarms keeps what the last good plan raised, since nothing was learned since, and adds what an operator must mend.
