@@ -5,11 +5,13 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 )
 
@@ -82,18 +84,47 @@ func TestOpenThenClose(t *testing.T) {
 		if err := n.Open(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(30 * time.Second)
-		for len(n.ready()) > 0 {
-			if time.Now().After(deadline) {
-				t.Fatalf("not ready: %v", n.ready())
-			}
-			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			_ = n.tables.WaitIndex(ctx, n.tables.Index()+1)
-			cancel()
-		}
+		waitReady(t, n)
 		a := n.Addresses()
 		if a.API == "" || a.Peer == "" || a.Gossip == "" || a.Listeners["mqtt"] == "" {
 			t.Errorf("addresses: %+v", a)
+		}
+		closeNode(t, n)
+	}
+}
+
+func waitReady(t *testing.T, n *Node) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for len(n.ready()) > 0 {
+		if time.Now().After(deadline) {
+			t.Fatalf("not ready: %v", n.ready())
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		_ = n.tables.WaitIndex(ctx, n.tables.Index()+1) // ends the pause early when something happens
+		cancel()
+	}
+}
+
+// TestIdentityAlarm: a file that differs from the replicated template raises the alarm, and is not followed.
+func TestIdentityAlarm(t *testing.T) {
+	c := testConfig(t)
+	for i, configured := range []string{"{client_id}", "{username}/{client_id}"} {
+		c.Bootstrap.Identity = configured
+		n := newNode(t, c)
+		if err := n.Open(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		waitReady(t, n)
+		if got := n.tables.Topology().Settings.Identity; got != "{client_id}" {
+			t.Errorf("the replicated template is %q", got)
+		}
+		deadline := time.Now().Add(30 * time.Second)
+		for testutil.ToFloat64(n.identity.gauge) != float64(i) {
+			if time.Now().After(deadline) {
+				t.Fatalf("start %d: the alarm is %v", i, testutil.ToFloat64(n.identity.gauge))
+			}
+			runtime.Gosched()
 		}
 		closeNode(t, n)
 	}

@@ -37,9 +37,10 @@ type Node struct {
 	commander *upstream.Commander
 	gateway   *proxy.Gateway
 	api       *api.API
+	identity  *identityAlarm
 
 	duties context.CancelFunc // ends the leader duties; nil before Open
-	wg     sync.WaitGroup     // of the leader duties
+	wg     sync.WaitGroup     // of the duties
 	once   sync.Once
 	closed error
 
@@ -62,8 +63,11 @@ func New(c Config, o Options) (*Node, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	n := &Node{config: c, log: o.Logger, tables: fsm.New()}
-	part := func(name string) *slog.Logger { return o.Logger.With("part", name) }
 	var err error
+	if n.identity, err = newIdentityAlarm(o.Registerer); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	part := func(name string) *slog.Logger { return o.Logger.With("part", name) }
 	n.peer, err = peer.New(peer.Options{
 		Config: c.Peer, DataDir: c.DataDir, Name: c.Name, Zone: c.Zone, Release: o.Release, APIAddress: c.advertisedAPI(),
 		Tables: n.tables, Seed: fsm.Settings{Identity: c.Bootstrap.Identity, Unknown: *c.Bootstrap.policy()},
@@ -116,6 +120,7 @@ func (n *Node) Open(ctx context.Context) error {
 	n.serving.Store(true)
 	duties, cancel := context.WithCancel(context.Background())
 	n.duties = cancel
+	n.wg.Go(func() { n.watchIdentity(duties) })
 	n.wg.Go(func() {
 		n.peer.RunWhileLeader(duties, func(ctx context.Context) {
 			if err := n.manager.Run(ctx); err != nil {
