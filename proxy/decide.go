@@ -112,10 +112,10 @@ type Decision struct {
 func (d *Decision) Candidates() []*fsm.Node { return d.candidates[:d.count] }
 
 // records reports whether a success at this node is to be written. Falling back from a node that is down but still a member writes
-// nothing (DESIGN.md §1.9): the ring gives the device its home again when that is back. A draining node gets no new bindings.
+// nothing: the ring gives the device its home again when that is back. A draining node gets no new bindings.
 func (d *Decision) records(n *fsm.Node) bool { return d.Record && n == d.owner && !n.Draining }
 
-// decide routes one CONNECT: DESIGN.md §1.6 and §1.7 in their order of precedence. It reads nothing but its arguments and
+// decide routes one CONNECT: blocked, recorded cluster, policy; then pin, binding, ring. It reads nothing but its arguments and
 // allocates nothing. Health only orders the candidates, of which there are at most limit.
 func decide(v *view, in lookup, h *health, limit int) (d Decision) {
 	dev := &in.device

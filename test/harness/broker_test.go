@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// connect311 is a 3.1.1 CONNECT of client m-0417 with a Will, user name and password (facts: MQTT 3.1.1 §3.1).
+// connect311 is a 3.1.1 CONNECT of client m-0417 with a Will, user name and password (MQTT 3.1.1 §3.1).
 var connect311 = []byte{
 	0x10, 0x30, // CONNECT, Remaining Length 48
 	0x00, 0x04, 'M', 'Q', 'T', 'T', 0x04, // protocol name and level
